@@ -1,0 +1,105 @@
+"""Run-time side of the patch set: which slug is active in this process, and why another is not.
+
+Every slug's module states its case once, at import::
+
+    SLUG = Slug("layernorm", unavailable=_why_not)
+    ACTIVE = SLUG.active
+
+A hook in an upstream file reads ``ACTIVE`` (one attribute look-up when the slug is off) and calls
+into the module. This package imports nothing of sglang, so that importing it from any upstream file
+cannot form a cycle, and so that the kernels can be tested with torch and Triton alone.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SLUGS = ("layernorm", "indexer", "nsa-fp8-kv", "rope-kv-store", "fp8-kv-write")
+ARCHS = ("gfx942", "gfx950")
+
+
+def _switched_on(variable: str) -> bool:
+    value = os.environ.get(variable, "1").strip().lower()
+    if value in ("1", "true", "yes", "on"):
+        return True
+    if value in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{variable}={value!r}: write 1 (on) or 0 (off)")
+
+
+@functools.lru_cache(maxsize=1)
+def arch() -> str:
+    """This GPU's architecture, such as ``gfx942``; empty where torch is no HIP build."""
+    if torch.version.hip is None or not torch.cuda.is_available():
+        return ""
+    return torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]
+
+
+class Slug:
+    """One optimisation in this process.
+
+    ``unavailable`` is asked last, only on a HIP platform of a known arch with the switch on. It
+    returns the reason why the slug cannot be right here, or None.
+    """
+
+    def __init__(self, name: str, unavailable: Callable[[], str | None] = lambda: None) -> None:
+        self.name = name
+        self.switch = "SGLANG_ROCM_PATCH_" + name.upper().replace("-", "_")
+        self.state = self._settle(unavailable)
+        self.active = self.state == "active"
+        self.declined: list[str] = []
+
+    def _settle(self, unavailable: Callable[[], str | None]) -> str:
+        for variable in ("SGLANG_ROCM_PATCHES", self.switch):
+            if not _switched_on(variable):
+                return f"off: {variable}=0"
+        if torch.version.hip is None:
+            return "inactive: this torch is no HIP build"
+        if arch() not in ARCHS:
+            return f"inactive: {arch() or 'no GPU'} is none of {', '.join(ARCHS)}"
+        reason = unavailable()
+        return f"inactive: {reason}" if reason else "active"
+
+    def decline(self, reason: str) -> None:
+        """Say, once for each reason, that a call takes the pristine path although the slug is active."""
+        if reason not in self.declined:
+            self.declined.append(reason)
+            logger.warning("rocm patch %s: pristine path taken: %s", self.name, reason)
+
+
+def module_of(name: str) -> str:
+    return f"{__name__}.{name.replace('-', '_')}"
+
+
+def report() -> dict:
+    """Provenance of this tree and the state of each slug, as plain JSON types.
+
+    ``{"release": str | None, "digest": str | None, "slugs": {slug: {"state": str, "declined": [str]}}}``;
+    release and digest are None where the overlay was put here by hand.
+    """
+    provenance = Path(__file__).with_name("provenance.json")
+    laid = json.loads(provenance.read_text()) if provenance.exists() else {}
+    slugs = {}
+    for name in SLUGS:
+        if importlib.util.find_spec(module_of(name)) is None:
+            slugs[name] = {"state": "not applied", "declined": []}
+        else:
+            slug = importlib.import_module(module_of(name)).SLUG
+            slugs[name] = {"state": slug.state, "declined": list(slug.declined)}
+    return {"release": laid.get("release"), "digest": laid.get("digest"), "slugs": slugs}
+
+
+def summary() -> str:
+    """The report in one line, for the log."""
+    laid = report()
+    slugs = "; ".join(f"{name} {slug['state']}" for name, slug in laid["slugs"].items())
+    return f"rocm patches {(laid['digest'] or 'of unknown origin')[:12]}: {slugs}"

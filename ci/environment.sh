@@ -1,0 +1,37 @@
+# Sourced by the scripts in ci/: puts the Python environment of a platform first on PATH, making it
+# if it is not there or its requirements have changed. Argument: cpu, cuda or rocm.
+#
+# On a GPU the machine's own torch, triton and aiter are what is tested: that environment only adds
+# the test tools to the system's packages, so pip never touches them.
+
+environment_for() {
+    local platform=$1 python=${PYTHON:-} site= wanted
+    case "$platform" in
+        cpu) wanted=(ci/requirements-tools.txt ci/requirements.txt ci/requirements-no-deps.txt) ;;
+        cuda | rocm) wanted=(ci/requirements-tools.txt) site=--system-site-packages ;;
+        *) echo "no platform '$platform': rocm, cuda or cpu" >&2; return 2 ;;
+    esac
+    if [ -z "$python" ]; then
+        # The CPU environment is pinned for 3.11; a GPU's is whatever its torch was built for.
+        python=python3
+        [ "$platform" = cpu ] && command -v python3.11 >/dev/null && python=python3.11
+    fi
+    local home=$PWD/build/environment-$platform
+    local stamp
+    stamp=$("$python" --version; cat "${wanted[@]}")
+    if [ ! -f "$home/stamp" ] || [ "$(cat "$home/stamp")" != "$stamp" ]; then
+        echo "== environment: $home (a few minutes, once)"
+        rm -rf "$home"
+        # shellcheck disable=SC2086  # empty or one word
+        "$python" -m venv $site "$home"
+        local file flags
+        for file in "${wanted[@]}"; do
+            flags=()
+            [[ $file == *no-deps* ]] && flags=(--no-deps)
+            "$home/bin/python" -m pip install --quiet --disable-pip-version-check "${flags[@]}" -r "$file"
+        done
+        echo "$stamp" >"$home/stamp"
+    fi
+    export PATH="$home/bin:$PATH" VIRTUAL_ENV="$home"
+}
+environment_for "$1"

@@ -1,0 +1,100 @@
+"""Catches: a switch that is not obeyed, a slug active where it cannot be right, a report that lies."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt import rocm_patches
+from sglang.srt.rocm_patches import Slug
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Make torch look like a HIP build on the named chip (None: not HIP at all)."""
+
+    def become(name):
+        monkeypatch.setattr(torch.version, "hip", "7.0" if name else None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(name))
+        properties = SimpleNamespace(gcnArchName=f"{name}:sramecc+:xnack-")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        rocm_patches.arch.cache_clear()
+
+    for variable in ("SGLANG_ROCM_PATCHES", "SGLANG_ROCM_PATCH_FP8_KV_WRITE"):
+        monkeypatch.delenv(variable, raising=False)
+    yield become
+    rocm_patches.arch.cache_clear()
+
+
+@pytest.mark.parametrize("chip", rocm_patches.ARCHS)
+def test_a_slug_is_active_on_a_known_chip(gpu, chip):
+    gpu(chip)
+    assert Slug("fp8-kv-write").state == "active"
+    assert Slug("fp8-kv-write").active
+
+
+def test_a_slug_is_inactive_where_torch_is_no_hip_build(gpu):
+    gpu(None)
+    assert Slug("fp8-kv-write").state == "inactive: this torch is no HIP build"
+    assert not Slug("fp8-kv-write").active
+
+
+def test_a_slug_is_inactive_on_an_unknown_chip_and_names_it(gpu):
+    gpu("gfx90a")
+    assert Slug("fp8-kv-write").state == "inactive: gfx90a is none of gfx942, gfx950"
+
+
+def test_an_unavailable_slug_says_why(gpu):
+    gpu("gfx942")
+    slug = Slug("fp8-kv-write", unavailable=lambda: "aiter has no such operator")
+    assert slug.state == "inactive: aiter has no such operator"
+
+
+@pytest.mark.parametrize("variable", ["SGLANG_ROCM_PATCHES", "SGLANG_ROCM_PATCH_FP8_KV_WRITE"])
+@pytest.mark.parametrize("value", ["0", "false", "OFF"])
+def test_each_switch_turns_the_slug_off_before_anything_else_is_asked(
+    gpu, monkeypatch, variable, value
+):
+    gpu("gfx942")
+    monkeypatch.setenv(variable, value)
+    asked = []
+    slug = Slug("fp8-kv-write", unavailable=lambda: asked.append(1))
+    assert slug.state == f"off: {variable}=0"
+    assert not slug.active
+    assert not asked
+
+
+def test_the_switch_of_another_slug_changes_nothing(gpu, monkeypatch):
+    gpu("gfx942")
+    monkeypatch.setenv("SGLANG_ROCM_PATCH_FP8_KV_WRITE", "0")
+    assert Slug("layernorm").active
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_an_error_that_names_it(gpu, monkeypatch):
+    gpu("gfx942")
+    monkeypatch.setenv("SGLANG_ROCM_PATCHES", "maybe")
+    with pytest.raises(ValueError, match="SGLANG_ROCM_PATCHES='maybe': write 1"):
+        Slug("layernorm")
+
+
+def test_a_declined_call_is_logged_once_for_each_reason(gpu, caplog):
+    gpu("gfx942")
+    slug = Slug("layernorm")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            slug.decline("weight is float32")
+        slug.decline("x is float64")
+    assert [record.getMessage() for record in caplog.records] == [
+        "rocm patch layernorm: pristine path taken: weight is float32",
+        "rocm patch layernorm: pristine path taken: x is float64",
+    ]
+    assert slug.declined == ["weight is float32", "x is float64"]
+
+
+def test_the_report_names_every_slug_and_is_plain_json():
+    report = rocm_patches.report()
+    assert list(report["slugs"]) == list(rocm_patches.SLUGS)
+    assert json.loads(json.dumps(report)) == report
+    for name in rocm_patches.SLUGS:
+        assert name in rocm_patches.summary()

@@ -1,0 +1,79 @@
+"""Fixtures of the whole suite.
+
+    platform   a tests.platform.Platform: .name rocm | cuda | cpu, .arch gfx942 | gfx950, .device,
+               .fp8_dtype, .fp8_max (240 | 448), .act_quant_max (224 | 448), .ck_truncates_bf16,
+               .triton_fp8, .lds_bytes. Chosen by what the machine has; `--platform` and `--arch`
+               force it; a test runs once for each architecture that the platform stands for.
+    seed       an integer, new in every run, printed in the header, set by `--seed`. The global
+               generators of torch and Python are seeded from it and the test's name before each
+               test, so plain torch.randn is fresh and repeatable.
+
+Beside them: tests/platform/tensors.py (poisoned, strided, boundaries, ODD_SIZES),
+tests/tolerances.py (assert_close, assert_bitwise), tests/kernels/aot.py (machine code for AMD).
+`overlay/` is on the path, so `import sglang.srt.rocm_patches.<module>` finds the overlay's modules
+without sglang. What needs an sglang tree runs in a process of its own (tests/platform/run.py).
+"""
+
+import importlib.util
+import random
+import secrets
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.platform import value
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("platform")
+    group.addoption("--platform", choices=["rocm", "cuda", "cpu"], help="default: what is there")
+    group.addoption("--arch", choices=value.ARCHS, help="default: all that the platform stands for")
+    group.addoption("--seed", type=int, help="default: a new one for every run")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # pytest-xdist: all workers share the seed
+        config.option.seed = config.workerinput["seed"]
+    elif config.option.seed is None:
+        config.option.seed = secrets.randbelow(1 << 31)
+    config.platforms = []
+    if importlib.util.find_spec("torch") is None:  # the tool's own tests do without
+        return
+    sys.path.insert(0, str(ROOT / "overlay"))
+    name = config.option.platform or value.choose()
+    value.prepare(name)
+    try:
+        config.platforms = value.available(name, config.option.arch)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["seed"] = node.config.option.seed
+
+
+def pytest_report_header(config):
+    names = ", ".join(map(str, config.platforms)) or "none, torch is not installed"
+    return [f"platform: {names}", f"seed: {config.option.seed}"]
+
+
+def pytest_generate_tests(metafunc):
+    if "platform" in metafunc.fixturenames:
+        metafunc.parametrize("platform", metafunc.config.platforms, ids=str, scope="session")
+
+
+@pytest.fixture
+def seed(request) -> int:
+    return zlib.crc32(request.node.nodeid.encode(), request.config.option.seed)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_and_repeatable_random_numbers(seed):
+    random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)

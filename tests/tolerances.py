@@ -1,0 +1,109 @@
+"""How close is close: the only place where a tolerance is written.
+
+A numerics class is what a patch declares in its `Numerics` trailer:
+  bitwise             the same bits
+  ulp<=N              at most N representable values apart from the fp64 reference rounded once
+  rel<=X vs fp64      the error is at most X of the largest magnitude in the row
+A result that sums up `reduction` terms in fp32 may also err by what such a sum may: that much of
+the row's largest magnitude is allowed on top, for values that cancel to nearly nothing.
+A row is the last dimension.
+"""
+
+import re
+
+import torch
+
+# The spacing of the type relative to 1; half of it is one rounding.
+SPACING = {
+    torch.float64: 2.0**-52,
+    torch.float32: 2.0**-23,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+    torch.float8_e4m3fn: 2.0**-3,
+    torch.float8_e4m3fnuz: 2.0**-3,
+    torch.float8_e5m2: 2.0**-2,
+}
+INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def accumulation(reduction: int) -> float:
+    """What a sum of so many terms in fp32 may err, relative to the largest: 4 random walks."""
+    return 0.0 if reduction == 1 else 4 * SPACING[torch.float32] / 2 * reduction**0.5
+
+
+def parse(numerics: str) -> tuple[str, float]:
+    if numerics == "bitwise":
+        return "bitwise", 0
+    if match := re.fullmatch(r"ulp<=(\d+)", numerics):
+        return "ulp", int(match[1])
+    if match := re.fullmatch(r"rel<=([\d.e+-]+) vs fp64", numerics):
+        return "rel", float(match[1])
+    raise ValueError(f"numerics {numerics!r}: not bitwise, ulp<=N or rel<=X vs fp64")
+
+
+def assert_close(actual, reference, numerics: str, reduction: int = 1, name: str = "result"):
+    """`reference` is the fp64 truth; for `bitwise` it has the type of `actual`."""
+    kind, bound = parse(numerics)
+    if kind == "bitwise":
+        assert_bitwise(actual, reference, name)
+        return
+    _same_shape(actual, reference, name)
+    if reference.dtype != torch.float64:
+        raise TypeError(f"{name}: the reference is {reference.dtype}, not the fp64 truth")
+    rounded = reference.to(actual.dtype)
+    found, truth = actual.double(), reference
+    # Infinities and NaN, where the type of the result has none of the truth either, are exact.
+    special = ~(found.isfinite() & rounded.double().isfinite())
+    wrong_special = special & (bits(actual) != bits(rounded)) & ~(found.isnan() & truth.isnan())
+    largest = (
+        truth.abs().where(truth.isfinite(), 0).amax(-1, keepdim=True) if truth.dim() else truth
+    )
+    floor = accumulation(reduction) * largest
+    error = (found - truth).abs()
+    if kind == "ulp":
+        distance = (ordered(actual) - ordered(rounded)).abs()
+        wrong = (distance > bound) & (error > floor)
+        worst = distance
+    else:
+        wrong = error > bound * largest + floor
+        worst = error / largest
+    _report((wrong & ~special) | wrong_special, actual, reference, worst, name, numerics)
+
+
+def assert_bitwise(actual, expected, name: str = "result"):
+    _same_shape(actual, expected, name)
+    if actual.dtype != expected.dtype:
+        raise AssertionError(f"{name}: {actual.dtype}, expected {expected.dtype}")
+    wrong = bits(actual) != bits(expected)
+    _report(wrong, actual, expected, None, name, "bitwise")
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    return tensor.contiguous().view(INTEGER[tensor.element_size()])
+
+
+def ordered(tensor: torch.Tensor) -> torch.Tensor:
+    """Integers in the order of the floats: neighbours differ by one, both zeros are 0."""
+    integer = bits(tensor).long()
+    magnitude = integer & torch.iinfo(INTEGER[tensor.element_size()]).max
+    return torch.where(integer < 0, -magnitude, magnitude)
+
+
+def _same_shape(actual, expected, name):
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{name}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+
+
+def _report(wrong, actual, expected, worst, name, numerics):
+    if not wrong.any():
+        return
+    index = tuple(wrong.nonzero()[0].tolist())
+    message = (
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} values are not {numerics}; the first at "
+        f"{list(index)}: {actual[index].item()!r}, expected {expected[index].item()!r}"
+    )
+    if worst is not None:
+        message += f"; the worst is {worst[wrong].max().item():.4g}"
+    raise AssertionError(message)

@@ -1,0 +1,67 @@
+"""Rotary position embedding on tiles, for the kernels that rotate on the way to somewhere else.
+
+A head's rotary part has ``2 * HALF`` elements in HALF pairs. Pair i is ``(x[i], x[i + HALF])`` in
+neox order and ``(x[2i], x[2i + 1])`` in interleaved (GPT-J) order. Every pair is turned by the
+angle of its token's position (RoFormer, https://arxiv.org/abs/2104.09864, equation 34)::
+
+    y1 = x1 * cos - x2 * sin
+    y2 = x2 * cos + x1 * sin
+
+All tiles are ``[ROWS, BLOCK]``: a row is one head of one token, BLOCK the power of two that holds
+HALF. Rows are addressed by ``[ROWS, 1]`` tiles of pointers to their first rotary element, and live
+rows are named by a ``[ROWS, 1]`` mask. Loads give fp32 whatever the memory holds, and zero where
+masked; the rotation is in fp32; stores round once, to nearest even.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_angles(cos_rows, sin_rows, live, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """cos and sin of each row's position: fp32 ``[ROWS, BLOCK]`` from tables of any float type."""
+    i = tl.arange(0, BLOCK)[None, :]
+    mask = live & (i < HALF)
+    cos = tl.load(cos_rows + i, mask=mask, other=0.0).to(tl.float32)
+    sin = tl.load(sin_rows + i, mask=mask, other=0.0).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit
+def load_pairs(rows, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.constexpr):
+    """Both members of each row's pairs: two fp32 tiles ``[ROWS, BLOCK]``."""
+    if NEOX:
+        i = tl.arange(0, BLOCK)[None, :]
+        mask = live & (i < HALF)
+        x1 = tl.load(rows + i, mask=mask, other=0.0)
+        x2 = tl.load(rows + HALF + i, mask=mask, other=0.0)
+    else:
+        # Contiguous over both members, so that a thread still reads 16 bytes at once.
+        i = tl.arange(0, 2 * BLOCK)[None, :]
+        x = tl.load(rows + i, mask=live & (i < 2 * HALF), other=0.0)
+        x1, x2 = tl.split(tl.reshape(x, (x.shape[0], BLOCK, 2)))
+    return x1.to(tl.float32), x2.to(tl.float32)
+
+
+@triton.jit
+def rotate(x1, x2, cos, sin):
+    """The rotated pair, fp32."""
+    return x1 * cos - x2 * sin, x2 * cos + x1 * sin
+
+
+@triton.jit
+def store_pairs(rows, y1, y2, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.constexpr):
+    """Write pairs back in their order, in the type the pointers have.
+
+    To an e4m3 row, give pairs that are saturated already.
+    """
+    dtype: tl.constexpr = rows.dtype.element_ty
+    if NEOX:
+        i = tl.arange(0, BLOCK)[None, :]
+        mask = live & (i < HALF)
+        tl.store(rows + i, y1.to(dtype), mask=mask)
+        tl.store(rows + HALF + i, y2.to(dtype), mask=mask)
+    else:
+        i = tl.arange(0, 2 * BLOCK)[None, :]
+        y = tl.reshape(tl.join(y1, y2), (y1.shape[0], 2 * BLOCK))
+        tl.store(rows + i, y.to(dtype), mask=live & (i < 2 * HALF))

@@ -1,0 +1,195 @@
+"""Machine code for an AMD GPU, from a machine that has none.
+
+    code = aot.compile("sglang.srt.rocm_patches.layernorm_kernel", "_layernorm_kernel",
+                       signature={"x": "*bf16", "out": "*fp8", "eps": "fp32", "rows": "i32"},
+                       constexprs={"BLOCK": 128}, arch="gfx942", num_warps=1)
+    aot.assert_resources(code)
+    assert code.widths("store") == {16: 1}
+
+A type is Triton's name of it; `fp8` is the architecture's own e4m3. Pointers are taken as aligned
+to 16 bytes and below 2 GiB, as the launcher finds torch's tensors; `*bf16:2` says aligned to 2
+bytes, `i32:16` says divisible by 16. Every argument that is not a constexpr has a type.
+A constexpr "tl.float32" is that Triton type. Other keywords are options of Triton's AMD backend.
+
+The tests' own process may run Triton's interpreter, in which there is nothing to compile: one
+worker process does it, for the whole session, with its cache in build/.
+"""
+
+import atexit
+import collections
+import functools
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.platform.value import Platform
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class CompilationError(Exception):
+    """Triton refused the kernel; the message is the worker's."""
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    arch: str
+    vgpr_count: int  # AGPRs included
+    agpr_count: int
+    sgpr_count: int
+    vgpr_spill_count: int
+    sgpr_spill_count: int
+    private_segment_fixed_size: int  # scratch memory, bytes a lane
+    lds: int  # bytes a workgroup
+    assembly: str
+
+    @functools.cached_property
+    def instructions(self) -> collections.Counter:
+        """How often each instruction stands in the text, by its name."""
+        return collections.Counter(re.findall(r"^\t([a-z]+_[a-z0-9_]+)", self.assembly, re.M))
+
+    def widths(self, access: str) -> dict[int, int]:
+        """How many instructions "load" or "store" so many bytes a lane from or to memory."""
+        found: collections.Counter = collections.Counter()
+        pattern = re.compile(rf"(?:global|buffer|flat)_{access}_(.+)")
+        for name, count in self.instructions.items():
+            if match := pattern.fullmatch(name):
+                found[_bytes(match[1])] += count
+        return dict(found)
+
+
+def _bytes(suffix: str) -> int:
+    if match := re.fullmatch(r"dword(?:x(\d))?", suffix):
+        return 4 * int(match[1] or 1)
+    if match := re.fullmatch(r"[us]?(short|byte)(_d16)?(_hi)?", suffix):
+        return {"short": 2, "byte": 1}[match[1]]
+    raise ValueError(f"memory access of unknown width: {suffix}")
+
+
+def compile(module: str, kernel: str, *, signature, constexprs=None, arch: str, **options):
+    """The machine code of `kernel` in `module` for gfx942 or gfx950."""
+    request = {
+        "module": module,
+        "kernel": kernel,
+        "signature": signature,
+        "constexprs": constexprs or {},
+        "arch": arch,
+        "options": options,
+    }
+    worker = _worker()
+    worker.stdin.write(json.dumps(request) + "\n")
+    worker.stdin.flush()
+    answer = worker.stdout.readline()
+    if not answer:
+        raise CompilationError(f"the compiler died on {module}.{kernel}: exit {worker.wait()}")
+    result = json.loads(answer)
+    if "error" in result:
+        raise CompilationError(result["error"])
+    return MachineCode(arch=arch, **result)
+
+
+def assert_resources(code: MachineCode, vgprs: int = 512) -> None:
+    """No scratch, no spills, LDS inside the chip's limit, at most so many VGPRs."""
+    limits = {
+        "private_segment_fixed_size": 0,
+        "vgpr_spill_count": 0,
+        "sgpr_spill_count": 0,
+        "lds": Platform("rocm", code.arch).lds_bytes,
+        "vgpr_count": vgprs,
+    }
+    over = [
+        f"{name} is {getattr(code, name)}, at most {limit} allowed"
+        for name, limit in limits.items()
+        if getattr(code, name) > limit
+    ]
+    assert not over, f"on {code.arch}: {'; '.join(over)}"
+
+
+@functools.cache
+def _worker() -> subprocess.Popen:
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "overlay")]),
+        "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-aot"),
+        # Triton 3.10 changes the default; the images' Triton fuses.
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "tests.kernels.aot"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    atexit.register(worker.stdin.close)
+    return worker
+
+
+def _compile_here(module, kernel, signature, constexprs, arch, options):
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(module), kernel)
+    while not isinstance(function, triton.JITFunction):  # autotune and heuristics wrap it
+        function = function.fn
+    unknown = (signature.keys() | constexprs.keys()) - set(function.arg_names)
+    missing = set(function.arg_names) - signature.keys() - constexprs.keys()
+    if unknown or missing:
+        raise TypeError(f"{kernel}: unknown {sorted(unknown)}, without a type {sorted(missing)}")
+    types, constants, attributes = {}, {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in constexprs:
+            value = constexprs[name]
+            if isinstance(value, str) and value.startswith("tl."):
+                value = getattr(tl, value[3:])
+            types[name], constants[(index,)] = "constexpr", value
+            continue
+        kind, _, divisibility = signature[name].partition(":")
+        own_fp8 = Platform("rocm", arch).triton_fp8
+        types[name] = f"*{own_fp8}" if kind == "*fp8" else kind
+        pointer = kind.startswith("*")
+        divisor = int(divisibility or (16 if pointer else 1))
+        attributes[(index,)] = [["tt.divisibility", divisor]] if divisor > 1 else []
+        if pointer:
+            attributes[(index,)].append(["tt.pointer_range", 32])
+    compiled = triton.compile(
+        ASTSource(function, types, constants, attributes),
+        target=GPUTarget("hip", arch, 64),
+        options=options,
+    )
+    assembly = compiled.asm["amdgcn"]
+    counts = {
+        name: int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+        for name in (
+            "vgpr_count",
+            "agpr_count",
+            "sgpr_count",
+            "vgpr_spill_count",
+            "sgpr_spill_count",
+            "private_segment_fixed_size",
+        )
+    }
+    return {**counts, "lds": compiled.metadata.shared, "assembly": assembly}
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a kernel prints is no answer
+    for line in sys.stdin:
+        try:
+            answer = _compile_here(**json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write a patch from an edited tree, or check that every patch is what this writes.
 
-    python3 tools/export.py --release R --slug S --tree DIR    DIR differs from the release by S alone
-    python3 tools/export.py --check                            re-export all, fail on any byte
+    python3 tools/export.py --release R --slug S --tree DIR   DIR differs from R by S alone
+    python3 tools/export.py --check                           re-export all, fail on any byte
 
 The header (everything above the first ``diff --git``) is kept; only the diff is written anew. The
 pristine release is ``build/sglang-R``, which ``python3 apply.py status --fetch R`` brings.

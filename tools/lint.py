@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Check what the tool cannot: headers, thin hooks, one name for one thing, the README's tables.
+
+    python3 tools/lint.py            all problems, one a line
+    python3 tools/lint.py --write    write the README's generated tables first
+
+Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+HOUSE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOUSE))
+
+from patchset import series  # noqa: E402  # the folder above is put on the path first
+from patchset.diff import FileDiff  # noqa: E402
+from patchset.errors import Refused  # noqa: E402
+
+# Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
+PULL_REQUESTS = r"#\d+(, #\d+)*"
+TRAILERS = {
+    "Subject": r"[A-Z].{10,}[^.]",
+    "Slug": r"[a-z0-9]+(-[a-z0-9]+)*",
+    "Upstream-PR": rf"{PULL_REQUESTS}|none",
+    "Upstream-Status": r"missing|upstream-incomplete: .{10,}|upstream",
+    "Numerics": r"(bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+)(; .+)*",
+    "Switch": r"SGLANG_ROCM_PATCH_[A-Z0-9_]+|none",
+    "Requires": r"([a-z0-9-]+(, [a-z0-9-]+)*)?",
+    "Hardware": r"(gfx942|gfx950|gfx942, gfx950|all)",
+    "Fixes": rf"{PULL_REQUESTS}|none",
+}
+CHANGED_LINES = 40  # an upstream file and a slug: hooks only, logic lives in the overlay
+
+# What every slug has, by name, so that one grep finds all of it.
+ROOMS = (
+    "overlay/" + series.OVERLAY + "/{module}.py",
+    "tests/references/{module}.py",
+    "tests/kernels/test_{module}.py",
+)
+
+
+def headers(patch: series.Patch) -> Iterator[str]:
+    for key, form in TRAILERS.items():
+        value = patch.trailers.get(key)
+        if value is None:
+            yield f"no trailer `{key}:`"
+        elif not re.fullmatch(form, value):
+            yield f"`{key}: {value}` is not of the form {form}"
+    for key in sorted(set(patch.trailers) - set(TRAILERS)):
+        yield f"unknown trailer `{key}:`"
+    expected = {"Slug": patch.slug}
+    if patch.slug != series.SELF_REPORT:
+        expected["Switch"] = "SGLANG_ROCM_PATCH_" + patch.slug.upper().replace("-", "_")
+    for key, value in expected.items():
+        if patch.trailers.get(key) != value:
+            yield f"`{key}:` must be {value}"
+
+
+def thin(patch: series.Patch) -> Iterator[str]:
+    for path, diff in patch.diffs.items():
+        changed = changed_lines(diff)
+        if changed > CHANGED_LINES:
+            yield f"{changed} changed lines in {path}, {CHANGED_LINES} allowed: move logic to overlay/"
+        for edit in diff.edits():
+            for line in edit.new:
+                if line != line.rstrip() + b"\n":
+                    yield f"white space at the end of an added line in {path}: {line!r}"
+
+
+def changed_lines(diff: FileDiff) -> int:
+    return sum(len(edit.old) + len(edit.new) for edit in diff.edits())
+
+
+def rooms(slug: str) -> Iterator[str]:
+    for room in ROOMS:
+        path = room.format(module=slug.replace("-", "_"))
+        if not (HOUSE / path).is_file():
+            yield f"{path} is missing"
+
+
+# The README's tables ---------------------------------------------------------------------------
+
+
+def slug_table(patches: series.PatchSet) -> str:
+    releases = list(patches.releases.values())
+    names = [" and ".join(sorted((r.name, *r.also))) for r in releases]
+    rows = [f"| slug | upstream | what it does | {' | '.join(names)} |"]
+    rows.append("|---" * (3 + len(releases)) + "|")
+    for slug in patches.slugs:
+        newest = next(r.patches[slug] for r in reversed(releases) if slug in r.patches)
+        pull_requests = newest.trailers["Upstream-PR"]
+        cells = [f"`{slug}`", links(pull_requests), newest.trailers["Subject"]]
+        cells += [standing(release, slug) for release in releases]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def links(pull_requests: str) -> str:
+    return re.sub(r"#(\d+)", r"[#\1](https://github.com/sgl-project/sglang/pull/\1)", pull_requests)
+
+
+def standing(release: series.Release, slug: str) -> str:
+    if slug in release.upstream:
+        return "upstream"
+    if slug not in release.patches:
+        return "–"
+    status = release.patches[slug].trailers["Upstream-Status"]
+    return "completes" if status.startswith("upstream-incomplete") else "patch"
+
+
+def readme(patches: series.PatchSet) -> str:
+    """The README with its generated tables as they should be."""
+    tables = {"slugs": slug_table(patches)}
+    text = (HOUSE / "README.md").read_text()
+    for name, table in tables.items():
+        form = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
+        text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
+        if found != 1:
+            raise SystemExit(f"lint: README.md has no one `<!-- generated: {name} -->` block")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the README's tables first")
+    args = parser.parse_args()
+    try:
+        patches = series.load(HOUSE)
+    except Refused as refusal:
+        raise SystemExit(f"lint: {refusal}") from refusal
+    if args.write:
+        (HOUSE / "README.md").write_text(readme(patches))
+    problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(slug)]
+    for release in patches.releases.values():
+        every = [*release.patches.values(), *filter(None, [release.self_report])]
+        for patch in every:
+            where = f"patches/{release.name}/{patch.slug}.patch"
+            problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
+    if (HOUSE / "README.md").read_text() != readme(patches):
+        problems.append("README.md: a generated table is stale; python3 tools/lint.py --write")
+    for problem in problems:
+        print(f"lint: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

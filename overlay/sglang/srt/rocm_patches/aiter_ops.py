@@ -1,0 +1,20 @@
+"""aiter's operators: looked up once, never assumed. Images differ in what their aiter has."""
+
+import importlib
+import logging
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+def aiter_op(module: str, name: str) -> Callable | None:
+    """``module.name``; None where SGLANG_USE_AITER is off, or where aiter has none, logged."""
+    from sglang.srt.utils import get_bool_env_var
+
+    if not get_bool_env_var("SGLANG_USE_AITER"):
+        return None
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        logger.info("rocm patches: our kernel replaces %s.%s: %s", module, name, error)
+        return None

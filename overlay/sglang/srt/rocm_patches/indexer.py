@@ -1,0 +1,86 @@
+"""The sparse-attention indexer: head gates from a bf16 projection, K quantised and stored at once.
+
+Upstream: https://github.com/sgl-project/sglang/pull/22850. Two things are decided otherwise here.
+
+**Scale constant.** The pristine path scales a key's amax to 224 on e4m3fnuz (gfx942) and to 448 on
+e4m3fn (gfx950); aiter's ``indexer_k_quant_and_cache``, which upstream calls on both, scales to 240
+and 448. A reader multiplies by the stored scale, so it can read either. But pages are shared with
+processes on the pristine path (disaggregation, host cache), and the paths should differ in speed
+alone. So what is written here has the pristine bits: on gfx942 from our own kernel; on gfx950 from
+aiter's, which agrees for every bf16 amax (it divides, takes log2, rounds up and exponentiates; that
+is exact if the device's log2 is exact at powers of two), and from ours where aiter has none.
+
+**Head gates.** The bf16 result of weights_proj goes through the pristine products in the pristine
+order, in fp32; upstream multiplies by n_heads**-0.5 in bf16.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.rocm_patches import Slug, arch
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.nsa.nsa_indexer import Indexer
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+SLUG = Slug("indexer")
+ACTIVE = SLUG.active
+
+if ACTIVE:
+    from sglang.srt.rocm_patches.aiter_ops import aiter_op
+    from sglang.srt.rocm_patches.indexer_kernel import (
+        HEAD_DIM,
+        PAGE_BYTES_PER_SLOT,
+        scale_head_gates,
+    )
+    from sglang.srt.rocm_patches.indexer_kernel import store_index_k as _triton_store
+
+    _FP8_DTYPE = torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
+    _aiter_store = (
+        aiter_op("aiter.ops.cache", "indexer_k_quant_and_cache") if arch() == "gfx950" else None
+    )
+
+
+def head_gate(indexer: Indexer, weights: torch.Tensor, q_scale: torch.Tensor) -> torch.Tensor:
+    """``Indexer._get_logits_head_gate`` after the projection, in one launch.
+
+    weights ``[T, n_heads]``, what weights_proj returns; q_scale ``[T, n_heads, 1]``, fp32.
+    Returns ``[T, n_heads, 1]``, fp32.
+    """
+    return scale_head_gates(weights, q_scale, indexer.n_heads**-0.5, indexer.softmax_scale)
+
+
+def store_index_k(
+    indexer: Indexer, forward_batch: ForwardBatch, layer_id: int, key: torch.Tensor
+) -> bool:
+    """Quantise key ``[T, 128]`` and store it at ``out_cache_loc``; False: nothing was done."""
+    if (
+        key.dtype != torch.bfloat16
+        or key.shape[1:] != (HEAD_DIM,)
+        or indexer.block_size != HEAD_DIM
+        or indexer.scale_fmt != "ue8m0"
+    ):
+        SLUG.decline(
+            f"index K {key.dtype} {list(key.shape[1:])}, block {indexer.block_size}, "
+            f"scales {indexer.scale_fmt}: not bf16 [{HEAD_DIM}], {HEAD_DIM}, ue8m0"
+        )
+        return False
+    pool = forward_batch.token_to_kv_pool
+    cache = pool.get_index_k_with_scale_buffer(layer_id=layer_id)
+    slots = forward_batch.out_cache_loc
+    # aiter reads raw pointers: contiguous rows, int64 slots, and as many slots as keys.
+    num_tokens = min(key.shape[0], slots.shape[0])
+    if (
+        _aiter_store is not None
+        and num_tokens > 0
+        and key.is_contiguous()
+        and slots.dtype == torch.int64
+        and slots.is_contiguous()
+    ):
+        pages = cache.view(cache.shape[0], pool.page_size, PAGE_BYTES_PER_SLOT).view(_FP8_DTYPE)
+        _aiter_store(key[:num_tokens], pages, slots[:num_tokens], HEAD_DIM, indexer.scale_fmt)
+    else:
+        _triton_store(key, cache, slots, pool.page_size, _FP8_DTYPE)
+    return True

@@ -1,0 +1,65 @@
+"""LayerNorm in one launch where x and the parameters share bf16 or fp16.
+
+Upstream (https://github.com/sgl-project/sglang/pull/22424) calls aiter's CK operator where x has
+the dtype that the layer was *constructed* with. That operator reads fp32 parameters as if they were
+bf16, without an error (https://github.com/ROCm/ATOM/pull/1796), and it cannot do without weight or
+bias. So the tensors are asked here, and what aiter cannot take goes to a kernel of our own.
+
+The indexer's k_norm is made in bf16 while this is active; its parameters are rounded where the
+checkpoint holds them in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.rocm_patches import Slug
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.layernorm import LayerNorm
+
+SLUG = Slug("layernorm")
+ACTIVE = SLUG.active
+
+if ACTIVE:
+    from sglang.srt.rocm_patches.aiter_ops import aiter_op
+    from sglang.srt.rocm_patches.layernorm_kernel import layernorm
+
+    # (x [rows, N] contiguous, weight, bias, eps) -> like x. CK: fp32 inside; bf16 outputs are
+    # truncated on gfx942, rounded to nearest even on gfx950.
+    _aiter_layernorm = aiter_op("aiter", "layernorm2d_fwd")
+
+
+def _applied(norm: LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """weight and bias; the layer always has both tensors, used or not."""
+    return (
+        norm.weight if norm.elementwise_affine else None,
+        norm.bias if norm.use_bias else None,
+    )
+
+
+def fits(norm: LayerNorm, x: torch.Tensor) -> bool:
+    """Whether ``forward`` can be right for this x."""
+    if x.shape[-1] != norm.hidden_size:
+        return False  # forward_native raises
+    dtypes = [x.dtype, *(p.dtype for p in _applied(norm) if p is not None)]
+    if x.dtype in (torch.bfloat16, torch.float16) and len(set(dtypes)) == 1:
+        return True
+    SLUG.decline(f"x and parameters are {', '.join(map(str, dtypes))}, not all bf16 or all fp16")
+    return False
+
+
+def forward(norm: LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """``LayerNorm.forward`` for an x ``[..., hidden_size]`` that ``fits``; always contiguous."""
+    weight, bias = _applied(norm)
+    eps = norm.variance_epsilon
+    if (
+        _aiter_layernorm is None
+        or weight is None
+        or bias is None
+        or not x.is_contiguous()
+        or x.numel() == 0
+    ):
+        return layernorm(x, weight, bias, eps)
+    return _aiter_layernorm(x.view(-1, x.shape[-1]), weight, bias, eps).view(x.shape)

@@ -1,0 +1,98 @@
+"""LayerNorm over the last dimension in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+
+# A row up to this size stays in registers (16 fp32 values a lane at 8 warps of 64); a longer one is
+# read three times, the second and third time from cache.
+MAX_BLOCK = 8192
+
+
+@triton.jit
+def _layernorm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    num_rows,
+    x_row_stride,
+    eps,
+    N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    row_inside = (row < num_rows)[:, None]
+    x_row = x_ptr + row.to(tl.int64)[:, None] * x_row_stride
+    out_row = out_ptr + row.to(tl.int64)[:, None] * N
+    column = tl.arange(0, BLOCK_N)[None, :]
+
+    # Where BLOCK_N covers the row each loop runs once, and the compiler keeps the first load.
+    total = tl.zeros([BLOCK_R], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        n = start + column
+        x = tl.load(x_row + n, mask=row_inside & (n < N), other=0.0).to(tl.float32)
+        total += tl.sum(x, axis=1)
+    mean = (total / N)[:, None]
+
+    # E[(x - mean)^2], never E[x^2] - mean^2: the latter cancels where the mean is large.
+    squares = tl.zeros([BLOCK_R], dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        n = start + column
+        x = tl.load(x_row + n, mask=row_inside & (n < N), other=0.0).to(tl.float32)
+        centred = tl.where(n < N, x - mean, 0.0)
+        squares += tl.sum(centred * centred, axis=1)
+    rstd = tl.rsqrt(squares / N + eps)[:, None]
+
+    for start in range(0, N, BLOCK_N):
+        n = start + column
+        x = tl.load(x_row + n, mask=row_inside & (n < N), other=0.0).to(tl.float32)
+        y = (x - mean) * rstd
+        if weight_ptr is not None:
+            y *= tl.load(weight_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        tl.store(out_row + n, y.to(out_ptr.dtype.element_ty), mask=row_inside & (n < N))
+
+
+def launch_parameters(num_rows: int, hidden_size: int) -> dict[str, int]:
+    """Block sizes and warps for ``num_rows`` rows of ``hidden_size``."""
+    block_n = min(triton.next_power_of_2(hidden_size), MAX_BLOCK)
+    # Decode has too few rows to fill the GPU: one each. Prefill packs short rows, so that every
+    # program has 4 KiB in flight.
+    block_r = 1 if num_rows <= 1024 else max(1, 2048 // block_n)
+    # 8 elements a lane of a 64-wide warp are one 16-byte access.
+    num_warps = min(max(block_r * block_n // 512, 1), 8)
+    return {"BLOCK_R": block_r, "BLOCK_N": block_n, "num_warps": num_warps}
+
+
+def layernorm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimension.
+
+    x ``[..., N]``, float; weight and bias ``[N]``, contiguous, float, either may be None. All
+    arithmetic is fp32, rounded once (to nearest even) to x's dtype; the variance is the biased one.
+    Returns a contiguous tensor of x's shape.
+
+    Raises ValueError where weight or bias is not a contiguous ``[N]``.
+    """
+    hidden_size = x.shape[-1]
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and not (
+            parameter.shape == (hidden_size,) and parameter.is_contiguous()
+        ):
+            raise ValueError(f"layernorm: {name} must be a contiguous [{hidden_size}]")
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    rows = x.reshape(-1, hidden_size)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    num_rows = rows.shape[0]
+    parameters = launch_parameters(num_rows, hidden_size)
+    _layernorm_kernel[(triton.cdiv(num_rows, parameters["BLOCK_R"]),)](
+        rows, weight, bias, out, num_rows, rows.stride(0), eps, N=hidden_size, **parameters
+    )
+    return out

@@ -1,0 +1,1 @@
+"""Moves an sglang tree between states. Standard library only; `apply.py` is the way in."""

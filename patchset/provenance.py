@@ -1,0 +1,92 @@
+"""What the tool lays in a patched tree about itself, so that a later revision can move it.
+
+`provenance.json` says which release, patch set and slugs this is; the overlay reports it at run
+time. `pristine/` keeps the original of each touched file under its blob id, and `files.json`
+says what the patches made of it. A revision that no longer has those patches still proves by
+hash that a file is exactly what was made from exactly that original.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from patchset.diff import blob_id
+from patchset.series import OVERLAY, Release
+from patchset.tree import Tree
+
+PROVENANCE = f"{OVERLAY}/provenance.json"
+ORIGINALS = f"{OVERLAY}/pristine"
+ORIGINAL_IDS = f"{ORIGINALS}/files.json"
+
+
+class Record(NamedTuple):
+    """What an earlier run, perhaps of another revision, says. To be believed with a hash only."""
+
+    release: str | None
+    digest: str | None
+    slugs: frozenset[str]
+    overlay: Mapping[str, str]  # blob by path
+    files: Mapping[str, tuple[str, str]]  # (pristine blob, patched blob) by path
+
+    def original(self, tree: Tree, path: str, found: str) -> bytes | None:
+        """The kept original of `path`, if `found` is what was made of it."""
+        pristine, patched = self.files.get(path, ("", ""))
+        data = tree.read(f"{ORIGINALS}/{pristine}") if found == patched else None
+        return data if data is not None and blob_id(data) == pristine else None
+
+
+def provenance(release: Release, on: Iterable[str], overlay: Mapping[str, bytes]) -> bytes:
+    return _json(
+        {
+            "release": release.name,
+            "digest": release.digest,
+            "slugs": sorted(on),
+            "overlay": {path: blob_id(data) for path, data in overlay.items()},
+        }
+    )
+
+
+def originals(files: Mapping[str, tuple[bytes, bytes]]) -> dict[str, bytes]:
+    """The kept originals, from (pristine, patched) bytes by path."""
+    kept = {f"{ORIGINALS}/{blob_id(pristine)}": pristine for pristine, _ in files.values()}
+    ids = {
+        path: {"pristine": blob_id(pristine), "patched": blob_id(patched)}
+        for path, (pristine, patched) in files.items()
+    }
+    return {**kept, ORIGINAL_IDS: _json(ids)}
+
+
+def read(tree: Tree) -> Record:
+    said = _parsed(tree.read(PROVENANCE))
+    files = _parsed(tree.read(ORIGINAL_IDS))
+    return Record(
+        release=said.get("release"),
+        digest=said.get("digest"),
+        slugs=frozenset(said.get("slugs", ())),
+        overlay=said.get("overlay", {}),
+        files={path: (ids["pristine"], ids["patched"]) for path, ids in files.items()},
+    )
+
+
+def is_own(path: str, data: bytes) -> bool:
+    """Whether `path` is a file that some revision of this tool laid about itself."""
+    if path in (PROVENANCE, ORIGINAL_IDS):
+        return bool(_parsed(data))
+    return path == f"{ORIGINALS}/{blob_id(data)}"
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _parsed(data: bytes | None) -> dict[str, Any]:
+    """The object in `data`, {} where there is none of ours: the file is then a stranger's."""
+    try:
+        value = json.loads(data or b"")
+        if "digest" in value:
+            blobs = [*value["overlay"].values(), *value["slugs"], value["release"]]
+        else:
+            blobs = [blob for ids in value.values() for blob in (ids["pristine"], ids["patched"])]
+        return value if all(isinstance(blob, str) for blob in blobs) else {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}

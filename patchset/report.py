@@ -1,0 +1,252 @@
+"""What the user reads: tables, what is wrong with which file, the next command, the JSON object."""
+
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchset import state as states
+from patchset.series import OVERLAY, PatchSet, Release
+from patchset.state import FileState, State, belongs_to
+from patchset.transition import Move
+
+WIDTH = 100
+_GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
+_GOOD = {"on", "upstream", states.PRISTINE, states.PATCHED}
+_BAD = {states.PARTIAL, states.UNKNOWN_RELEASE, states.DRIFTED, states.STRAY}
+
+_MEANING = {
+    states.ABSENT: "it should be there",
+    states.DRIFTED: "no state of any covered release has it so",
+    states.KNOWN: "right for another state of the tree",
+    states.OUTDATED: "an older revision of this set made it",
+    states.STRAY: "nothing this set lays; the folder is its own",
+    states.STALE: "its rows do not match the files",
+}
+
+
+def as_json(state: State | None, message: str, **rest: Any) -> dict[str, Any]:
+    release = state.release if state else None
+    shown: dict[str, Any] = {
+        "release": release.name if release else None,
+        "tree": str(state.tree.package) if state else None,
+        "state": slug_states(state, state.on) if state else {},
+        "status": state.status if state else None,
+        "digest": release.digest if release else None,
+        "files": [file._asdict() for file in state.files] if state else [],
+        "changed": [],
+        "message": message,
+    }
+    return shown | rest
+
+
+def slug_states(state: State, on: Collection[str]) -> dict[str, str]:
+    release = state.release
+    patches, upstream = (release.patches, release.upstream) if release else ((), ())
+    return {
+        slug: "upstream"
+        if slug in upstream
+        else "unavailable"
+        if slug not in patches
+        else "on"
+        if slug in on
+        else "off"
+        for slug in state.patchset.slugs
+    }
+
+
+# A tree ---------------------------------------------------------------------------------------
+
+
+def headline(state: State) -> str:
+    release = state.release
+    if not release:
+        called = state.tree.version()
+        itself = f", which calls itself {called}," if called else ""
+        return f"{state.tree.package}{itself} is of no covered release"
+    same = f" (same files: {', '.join(release.also)})" if release.also else ""
+    return (
+        f"sglang {release.name}{same} in {state.tree.package}\n"
+        f"{_painted(state.status)}: {len(state.on)} of {len(release.patches)} slugs on, "
+        f"patch set {release.digest[:12]}"
+    )
+
+
+def status_table(state: State) -> str:
+    now = slug_states(state, state.on)
+    rows = [(slug, now[slug], _subject(state, slug)) for slug in now]
+    return _table(("slug", "state", "what it does"), rows)
+
+
+def move_table(move: Move, dry_run: bool) -> str:
+    was, now = (slug_states(move.before, on) for on in (move.before.on, move.target))
+    rows = [(slug, was[slug], now[slug], _subject(move.before, slug)) for slug in was]
+    return _table(
+        ("slug", "is" if dry_run else "was", "then" if dry_run else "is", "what it does"), rows
+    )
+
+
+def _subject(state: State, slug: str) -> str:
+    """What the slug does, in this release's words or the latest ones."""
+    releases = [*state.patchset.releases.values()]
+    own = [state.release] if state.release else []
+    patches = [r.patches[slug] for r in (*own, *reversed(releases)) if slug in r.patches]
+    return patches[0].trailers.get("Subject", "") if patches else ""
+
+
+def wrong_files(state: State) -> str:
+    return "\n".join(
+        f"  {file.path}\n"
+        f"      {_painted(file.status)}: found {_short(file.found)}, "
+        f"expected {_short(file.expected)}: {_why(state, file)}"
+        for file in state.wrong
+    )
+
+
+def _short(blob: str | None) -> str:
+    return blob[:12] if blob else "no file"
+
+
+def _why(state: State, file: FileState) -> str:
+    if file.status != states.DRIFTED:
+        return _MEANING[file.status]
+    data = state.tree.read(file.path)
+    if data is None:
+        return "it should be there"
+    owners = belongs_to(state.patchset, file.path, data)
+    if owners:
+        return f"it is this file of release {', '.join(owners)}"
+    if _is_crlf(state, file):
+        return "the release's text, but with CRLF line ends"
+    return _MEANING[file.status]
+
+
+def _is_crlf(state: State, file: FileState) -> bool:
+    data = state.tree.read(file.path) or b""
+    return bool(belongs_to(state.patchset, file.path, data.replace(b"\r\n", b"\n")))
+
+
+# Refusals -------------------------------------------------------------------------------------
+
+
+def not_movable(state: State, home: Path) -> str:
+    if not state.release:
+        near = state.nearest
+        shared = sum(file.pristine is not None for file in state.touched.values())
+        return (
+            f"{headline(state)}: {shared} of the {len(state.touched)} files that the patches of "
+            f"{near.name if near else 'it'} touch are as they know them\n"
+            f"covered are: {state.patchset.covered()}\n"
+            f"install one of them, or see what they are: {command('list')}"
+        )
+    count = sum(file.status in (states.DRIFTED, states.STRAY) for file in state.files)
+    return (
+        f"{headline(state)}\n{count} file{'s are' if count > 1 else ' is'} not as any state of "
+        f"this release has {'them' if count > 1 else 'it'}, so nothing was written:\n"
+        f"{wrong_files(state)}\n{_remedy(state, home)}"
+    )
+
+
+def _remedy(state: State, home: Path) -> str:
+    """The one command that gives up what stands in the way."""
+    tree, release = state.tree, state.release
+    assert release
+    drifted = [f for f in state.files if f.status in (states.DRIFTED, states.STRAY)]
+    own = [str(tree.file(f.path)) for f in drifted if f.path.startswith(OVERLAY + "/")]
+    theirs = [str(tree.file(f.path)) for f in drifted if not f.path.startswith(OVERLAY + "/")]
+    if own:
+        return f"save what you want to keep of it, then: rm {shlex.join(own)}"
+    if tree.root.parent == home / "build":
+        return f"to fetch the release anew: rm -r {shlex.quote(str(tree.root))}"
+    if tree.records():
+        return (
+            "to give up what differs: "
+            f"python3 -m pip install --force-reinstall --no-deps sglang=={release.name}"
+        )
+    git = f"git -C {shlex.quote(str(tree.root))}"
+    if all(_is_crlf(state, file) for file in drifted):
+        again = f"{git} -c core.autocrlf=false checkout -- {shlex.join(theirs)}"
+        return f"to get the release's line ends: {again}"
+    return f"to give up what differs: {git} checkout v{release.name} -- {shlex.join(theirs)}"
+
+
+def command(*words: str) -> str:
+    return shlex.join(["python3", sys.argv[0], *words])
+
+
+# The patch set --------------------------------------------------------------------------------
+
+
+def listing(patchset: PatchSet) -> str:
+    return "\n\n".join(_release(release) for release in patchset.releases.values())
+
+
+def listing_json(patchset: PatchSet) -> list[dict[str, Any]]:
+    return [
+        {
+            **release.info,
+            "digest": release.digest,
+            "slugs": {slug: dict(patch.trailers) for slug, patch in release.patches.items()},
+        }
+        for release in patchset.releases.values()
+    ]
+
+
+def _release(release: Release) -> str:
+    same = f" (same files: {', '.join(release.also)})" if release.also else ""
+    needs = ", ".join(f"{k} {v}" for k, v in release.info.items() if k not in _STRUCTURE)
+    head = f"sglang {release.name}{same}, patch set {release.digest[:12]}"
+    lines = [head, *textwrap.wrap(f"made for {needs}", WIDTH)] if needs else [head]
+    for slug, patch in release.patches.items():
+        said = patch.trailers
+        lines += ["", f"  {slug}"]
+        facts = {
+            "does": said.get("Subject", ""),
+            "upstream": f"{said.get('Upstream-PR', '')}, {said.get('Upstream-Status', '')}",
+            "needs": ", ".join(filter(None, [said.get("Hardware"), said.get("Requires")])),
+            "numerics": said.get("Numerics", ""),
+            "off with": f"{said.get('Switch', '')}=0",
+        }
+        lines += [
+            textwrap.fill(
+                f"{name:<9}{fact}", WIDTH, initial_indent="    ", subsequent_indent=" " * 13
+            )
+            for name, fact in facts.items()
+            if fact
+        ]
+    lines += [
+        f"\n  {slug}\n    upstream: this release has it of itself" for slug in release.upstream
+    ]
+    return "\n".join(lines)
+
+
+_STRUCTURE = {"release", "also", "upstream"}
+
+
+# Layout ---------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as they need; the last takes the rest and wraps."""
+    every = [head, *rows]
+    widths = [max(len(row[n]) for row in every) + 2 for n in range(len(head) - 1)]
+    lead = sum(widths) + 2
+    lines = []
+    for row in every:
+        cells = [
+            _painted(cell) + " " * (width - len(cell))
+            for cell, width in zip(row, widths, strict=False)
+        ]
+        rest = textwrap.wrap(row[-1], WIDTH - lead) or [""]
+        lines.append(f"  {''.join(cells)}{rest[0]}".rstrip())
+        lines += [" " * lead + more for more in rest[1:]]
+    return "\n".join(lines)
+
+
+def _painted(word: str) -> str:
+    colour = _GREEN if word in _GOOD else _RED if word in _BAD else ""
+    plain = not colour or not sys.stdout.isatty() or "NO_COLOR" in os.environ
+    return word if plain else f"{colour}{word}{_PLAIN}"

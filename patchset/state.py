@@ -1,0 +1,254 @@
+"""What a tree is, from its bytes alone: which release, which slugs are on, which files differ."""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple
+
+from patchset import provenance
+from patchset.diff import blob_id, patched, split, unpatched
+from patchset.errors import Refused
+from patchset.provenance import ORIGINALS, PROVENANCE, Record
+from patchset.record import repaired
+from patchset.series import OVERLAY, SELF_REPORT, PatchSet, Release
+from patchset.tree import Tree
+
+# Of a file
+RIGHT, ABSENT, DRIFTED = "right", "absent", "drifted"
+KNOWN = "known"  # its content belongs to another state than the rest of the tree
+OUTDATED = "outdated"  # an older revision of this patch set made it
+STRAY = "stray"  # nothing this tool ever laid
+STALE = "stale"  # a RECORD whose rows do not match the files
+# Of a tree
+PRISTINE, PATCHED, PARTIAL, UNKNOWN_RELEASE = "pristine", "patched", "partial", "unknown-release"
+
+
+class FileState(NamedTuple):
+    path: str
+    status: str
+    found: str | None  # blob ids
+    expected: str | None
+
+
+class Touched(NamedTuple):
+    """A file that a release's patches touch, as found."""
+
+    found: str | None
+    pristine: bytes | None  # None where no patch set explains what was found
+    explained_by: list[frozenset[str]]  # each set of patches that makes it of the pristine bytes
+    outdated: bool
+
+
+class State(NamedTuple):
+    tree: Tree
+    patchset: PatchSet
+    release: Release | None
+    nearest: Release | None  # for an unknown release, the one that shares most files
+    status: str
+    on: frozenset[str]
+    files: list[FileState]
+    touched: Mapping[str, Touched]
+
+    @property
+    def wrong(self) -> list[FileState]:
+        return [file for file in self.files if file.status != RIGHT]
+
+    def image(self, on: Collection[str]) -> dict[str, bytes]:
+        """Every file that the tool answers for, as it is while the slugs `on` are on."""
+        return _image(self.tree, self.patchset, self.release, self.touched, on)
+
+
+class NotMovable(Refused):
+    """A tree with files that no revision of the patch set made, or of no covered release."""
+
+    def __init__(self, state: State):
+        super().__init__(state.status)
+        self.state = state
+
+
+def read(tree: Tree, patchset: PatchSet) -> State:
+    record = provenance.read(tree)
+    bytes_of = cache(tree.read)
+    views = [
+        (release, _touched(tree, release, record, bytes_of))
+        for release in patchset.releases.values()
+    ]
+    # Most files first; a release that says so itself wins only among equals.
+    release, touched = max(
+        views, key=lambda view: (_share(view[1]), view[0].name == record.release)
+    )
+    if _share(touched) < 0.5:
+        return State(tree, patchset, None, release, UNKNOWN_RELEASE, frozenset(), [], touched)
+    on = _slugs_on(release, touched, record)
+    image = _image(tree, patchset, release, touched, on)
+    files = [
+        *_touched_states(release, touched, image),
+        *_overlay_states(tree, patchset, record, image),
+    ]
+    files += _record_states(tree, touched, image, {f.path for f in files if f.status == ABSENT})
+    seen = {file.status for file in files}
+    if seen & {DRIFTED, STRAY}:
+        status = DRIFTED
+    elif seen - {RIGHT}:
+        status = PARTIAL
+    else:
+        status = PATCHED if on else PRISTINE
+    return State(tree, patchset, release, None, status, on, files, touched)
+
+
+def belongs_to(patchset: PatchSet, path: str, data: bytes) -> list[str]:
+    """The releases that know `data` as an image of `path`, pristine or patched."""
+    return [
+        release.name
+        for release in patchset.releases.values()
+        if path in release.pristine_ids() and _explanations(release, path, data)[0]
+    ]
+
+
+# Recognising ---------------------------------------------------------------------------------
+
+
+def _touched(
+    tree: Tree, release: Release, record: Record, bytes_of: Callable[[str], bytes | None]
+) -> dict[str, Touched]:
+    ids = release.pristine_ids()
+    found = {path: _touched_file(tree, release, record, path, bytes_of(path)) for path in ids}
+    # An older revision may have touched more files. Those that still carry its patches are ours
+    # to restore; whatever else became of them is not.
+    for path in record.files.keys() - ids.keys():
+        data = bytes_of(path)
+        original = record.original(tree, path, blob_id(data)) if data is not None else None
+        if data is not None and original is not None:
+            found[path] = Touched(blob_id(data), original, [], True)
+    return found
+
+
+def _touched_file(
+    tree: Tree, release: Release, record: Record, path: str, data: bytes | None
+) -> Touched:
+    if data is None:
+        return Touched(None, None, [], False)
+    found = blob_id(data)
+    explained_by, pristine = _explanations(release, path, data)
+    if pristine is not None:
+        return Touched(found, pristine, explained_by, False)
+    original = record.original(tree, path, found)
+    if original is None or blob_id(original) != release.pristine_ids()[path]:
+        return Touched(found, None, [], False)
+    return Touched(found, original, [], True)
+
+
+def _explanations(
+    release: Release, path: str, data: bytes
+) -> tuple[list[frozenset[str]], bytes | None]:
+    """Each set of patches that turns the pristine file into `data`, and the pristine bytes."""
+    patches, expected = release.touching(path), release.pristine_ids()[path]
+    lines, sets, pristine = split(data), list[frozenset[str]](), None
+    for count in range(len(patches) + 1):
+        for some in combinations(patches, count):
+            candidate = unpatched(lines, [patch.diffs[path] for patch in some])
+            if candidate is not None and blob_id(candidate) == expected:
+                sets.append(frozenset(patch.slug for patch in some))
+                pristine = candidate
+    return sets, pristine
+
+
+def _share(touched: Mapping[str, Touched]) -> float:
+    return sum(file.pristine is not None for file in touched.values()) / max(len(touched), 1)
+
+
+def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) -> frozenset[str]:
+    """The slugs whose files all have them. Where files disagree or cannot tell, the record says."""
+    votes: dict[str, set[bool]] = {slug: set() for slug in release.patches}
+    for path, file in touched.items():
+        if not file.explained_by:
+            continue
+        names = {patch.slug for patch in release.touching(path)}
+        said = (record.slugs | {SELF_REPORT}) & names if record.slugs else frozenset()
+        # Two sets can make the same bytes (one line inserted before or after its equal).
+        chosen = said if said in file.explained_by else file.explained_by[0]
+        for slug in names & votes.keys():
+            votes[slug].add(slug in chosen)
+    return frozenset(
+        slug
+        for slug, cast in votes.items()
+        if (cast == {True} or (cast != {False} and slug in record.slugs))
+    )
+
+
+# Comparing -----------------------------------------------------------------------------------
+
+
+def _image(
+    tree: Tree,
+    patchset: PatchSet,
+    release: Release | None,
+    touched: Mapping[str, Touched],
+    on: Collection[str],
+) -> dict[str, bytes]:
+    assert release
+    pristine = {path: t.pristine for path, t in touched.items() if t.pristine is not None}
+    files = {path: patched(data, release.diffs(path, on)) for path, data in pristine.items()}
+    if not on:
+        return files
+    overlay = patchset.laid(on)
+    pairs = {path: (pristine[path], files[path]) for path in files if release.diffs(path, on)}
+    return {
+        **files,
+        **overlay,
+        **provenance.originals(pairs),
+        PROVENANCE: provenance.provenance(release, on, overlay),
+    }
+
+
+def _touched_states(
+    release: Release, touched: Mapping[str, Touched], image: Mapping[str, bytes]
+) -> list[FileState]:
+    states = []
+    for path, file in sorted(touched.items()):
+        if file.pristine is None:
+            states.append(FileState(path, DRIFTED, file.found, release.pristine_ids()[path]))
+            continue
+        expected = blob_id(image[path])
+        status = OUTDATED if file.outdated else RIGHT if file.found == expected else KNOWN
+        states.append(FileState(path, status, file.found, expected))
+    return states
+
+
+def _overlay_states(
+    tree: Tree, patchset: PatchSet, record: Record, image: Mapping[str, bytes]
+) -> list[FileState]:
+    found = {path: tree.read(path) or b"" for path in tree.files(OVERLAY)}
+    expected = {path: data for path, data in image.items() if path.startswith(OVERLAY + "/")}
+    if not any(path.startswith(ORIGINALS + "/") for path in found):
+        # A tree patched with an exported diff has its originals in git.
+        expected = {p: d for p, d in expected.items() if not p.startswith(ORIGINALS + "/")}
+    states = []
+    for path in sorted(found.keys() | expected.keys()):
+        want = blob_id(expected[path]) if path in expected else None
+        have = blob_id(found[path]) if path in found else None
+        if have == want:
+            status = RIGHT
+        elif have is None:
+            status = ABSENT
+        elif found[path] == patchset.overlay.get(path):
+            status = KNOWN
+        elif record.overlay.get(path) == have or provenance.is_own(path, found[path]):
+            status = OUTDATED
+        else:
+            status = DRIFTED if want else STRAY
+        states.append(FileState(path, status, have, want))
+    return states
+
+
+def _record_states(
+    tree: Tree, touched: Mapping[str, Touched], image: Mapping[str, bytes], absent: set[str]
+) -> list[FileState]:
+    files = {path: data for path, data in image.items() if path not in absent}
+    states = []
+    for path in tree.records():
+        data = tree.read(path) or b""
+        want = repaired(data, touched, files)
+        status = RIGHT if want == data else STALE
+        states.append(FileState(path, status, blob_id(data), blob_id(want)))
+    return states

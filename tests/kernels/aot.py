@@ -15,21 +15,15 @@ The tests' own process may run Triton's interpreter, in which there is nothing t
 worker process does it, for the whole session, with its cache in build/.
 """
 
-import atexit
 import collections
 import functools
 import importlib
-import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+from tests.platform.process import ROOT, Worker, WorkerError, serve
 from tests.platform.value import Platform
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class CompilationError(Exception):
@@ -81,15 +75,10 @@ def compile(module: str, kernel: str, *, signature, constexprs=None, arch: str, 
         "arch": arch,
         "options": options,
     }
-    worker = _worker()
-    worker.stdin.write(json.dumps(request) + "\n")
-    worker.stdin.flush()
-    answer = worker.stdout.readline()
-    if not answer:
-        raise CompilationError(f"the compiler died on {module}.{kernel}: exit {worker.wait()}")
-    result = json.loads(answer)
-    if "error" in result:
-        raise CompilationError(result["error"])
+    try:
+        result = _worker().ask(request)
+    except WorkerError as error:
+        raise CompilationError(str(error)) from None
     return MachineCode(arch=arch, **result)
 
 
@@ -111,7 +100,7 @@ def assert_resources(code: MachineCode, vgprs: int = 512) -> None:
 
 
 @functools.cache
-def _worker() -> subprocess.Popen:
+def _worker() -> Worker:
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "overlay")]),
@@ -119,16 +108,7 @@ def _worker() -> subprocess.Popen:
         # Triton 3.10 changes the default; the images' Triton fuses.
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "tests.kernels.aot"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    )
-    atexit.register(worker.stdin.close)
-    return worker
+    return Worker("tests.kernels.aot", environment)
 
 
 def _compile_here(module, kernel, signature, constexprs, arch, options):
@@ -180,16 +160,5 @@ def _compile_here(module, kernel, signature, constexprs, arch, options):
     return {**counts, "lds": compiled.metadata.shared, "assembly": assembly}
 
 
-def _serve() -> None:
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a kernel prints is no answer
-    for line in sys.stdin:
-        try:
-            answer = _compile_here(**json.loads(line))
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    _serve()
+    serve(_compile_here)

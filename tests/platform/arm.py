@@ -1,0 +1,68 @@
+"""One arm of a comparison: a process with one sglang tree, one platform and one set of switches.
+
+    pristine = Arm(tree, platform)
+    result = pristine.run("tests.modules.norms:layernorm", x=x, dtype="bfloat16")
+    result.outputs["y"]; result.operators; result.kernels; result.launches
+
+A scenario is a function of a module that is imported in the arm. It is called with the platform
+and the inputs (tensors come on the platform's device) and returns tensors and plain values by name.
+Several scenarios may share the process; one that leaves things behind runs with `alone=True`.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .emulation import environment
+from .process import Worker
+from .value import Platform
+
+
+@dataclass(frozen=True)
+class Result:
+    outputs: dict
+    operators: dict[str, int]
+    kernels: dict[str, int]
+    tensor_operations: dict[str, int]
+
+    @property
+    def launches(self) -> int:
+        counters = (self.operators, self.kernels, self.tensor_operations)
+        return sum(sum(counter.values()) for counter in counters)
+
+
+class Arm:
+    def __init__(self, tree: Path, platform: Platform, absent=(), **switches: str):
+        self.platform = platform
+        self.environment = environment(platform, tree, **switches)
+        self.environment["SGLANG_TEST_ABSENT"] = ",".join(absent)
+        self._worker: Worker | None = None
+
+    def run(self, scenario: str, alone: bool = False, **inputs) -> Result:
+        if alone:
+            worker = self._start()
+            try:
+                return self._ask(worker, scenario, inputs)
+            finally:
+                worker.close()
+        if self._worker is None or self._worker.process.poll() is not None:
+            self._worker = self._start()
+        return self._ask(self._worker, scenario, inputs)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    def _start(self) -> Worker:
+        return Worker("tests.platform.worker", self.environment)
+
+    def _ask(self, worker: Worker, scenario: str, inputs: dict) -> Result:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
+            torch.save(inputs, source)
+            answer = worker.ask(
+                {"scenario": scenario, "source": str(source), "target": str(target)}
+            )
+            return Result(outputs=torch.load(target), **answer)

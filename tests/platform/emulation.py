@@ -1,0 +1,82 @@
+"""Make this process one in which sglang finds an AMD GPU.
+
+On `rocm` nothing is replaced. On `cuda` an NVIDIA GPU says that it is gfx950: Triton runs
+natively, aiter's and sgl_kernel's compiled operators are the references. On `cpu` everything is.
+"""
+
+import os
+import types
+
+import torch
+
+from . import imports, recorder
+from .value import Platform
+
+# Packages that are served from the references, or that sglang imports and the tested paths do not
+# need. Real ones of these names, where installed, are built for another platform.
+STOOD_IN = ("aiter", "sgl_kernel", "tvm_ffi", "fast_hadamard_transform", "tilelang")
+UNUSED = ("torchvision", "IPython", "anthropic")
+
+
+def environment(platform: Platform, tree, **switches: str) -> dict[str, str]:
+    """The environment of a process that runs the sglang of `tree` on `platform`.
+
+    `site/` on PYTHONPATH installs the emulation before anything else runs, in the process and in
+    each that it starts.
+    """
+    here = os.path.dirname(os.path.abspath(__file__))
+    root = os.path.dirname(os.path.dirname(here))
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")
+    }
+    result = {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join([os.path.join(here, "site"), str(tree), root]),
+        "SGLANG_USE_AITER": "1",
+        "SGLANG_TEST_PLATFORM": platform.name,
+        "SGLANG_TEST_ARCH": platform.arch,
+        **switches,
+    }
+    if platform.name != "rocm":
+        result["PATH"] = os.pathsep.join([os.path.join(here, "bin"), os.environ["PATH"]])
+    if platform.name == "cpu":
+        result["TRITON_INTERPRET"] = "1"
+        result.setdefault("OMP_NUM_THREADS", "1")
+    return result
+
+
+def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
+    """`absent`: qualified names of operators that an older aiter would not have."""
+    if platform.name == "rocm":
+        recorder.count_triton_launches()
+        return
+    from . import operators, triton_driver
+
+    provided = operators.install(platform)
+    triton_driver.install(platform)
+    if platform.name == "cpu":
+        from . import device, distributed, graph, triton_interpreter
+
+        triton_interpreter.install()
+        device.install(platform.arch)
+        graph.install()
+        distributed.use_gloo()
+    else:
+        _nvidia_says_it_is(platform.arch)
+    recorder.count_triton_launches()
+    torch.compile = _not_compiled
+    torch.compiler.disable = _not_compiled
+    imports.stand_in(STOOD_IN + UNUSED, provided, absent)
+
+
+def _not_compiled(function=None, **options):
+    return function if function is not None else (lambda decorated: decorated)
+
+
+def _nvidia_says_it_is(arch: str) -> None:
+    real = torch.cuda.get_device_properties(0)
+    names = (name for name in dir(real) if not name.startswith("_"))
+    answer = types.SimpleNamespace(**{name: getattr(real, name) for name in names})
+    answer.gcnArchName = f"{arch}:sramecc+:xnack-"
+    torch.cuda.get_device_properties = lambda device=None: answer
+    torch.version.hip, torch.version.cuda = "7.0.51831", None

@@ -1,0 +1,24 @@
+"""sgl_kernel's activations and the Hadamard transform."""
+
+import torch
+
+from . import need, operator
+
+
+@operator("sgl_kernel.silu_and_mul")
+def silu_and_mul(input, out=None):
+    gate, up = input.float().chunk(2, -1)
+    result = (torch.nn.functional.silu(gate) * up).to(input.dtype)
+    return result if out is None else out.copy_(result)
+
+
+@operator("fast_hadamard_transform.hadamard_transform")
+def hadamard_transform(x, scale=1.0):
+    size = x.shape[-1]
+    need(size & (size - 1) == 0, f"hadamard_transform: {size} is no power of two")
+    y, half = x.float().reshape(-1, size), 1
+    while half < size:
+        low, high = y.view(-1, size // (2 * half), 2, half).unbind(2)
+        y = torch.stack([low + high, low - high], 2).reshape(-1, size)
+        half *= 2
+    return (y * scale).view(x.shape).to(x.dtype)

@@ -1,0 +1,200 @@
+"""aiter's attention over a paged KV cache, for heads of one size."""
+
+import torch
+
+from . import chip, need, operator
+
+
+def visible(queries: int, keys: int, causal: bool, left: int, device) -> torch.Tensor:
+    """Which keys each query sees, the last query being at the last key; `left` keys before it."""
+    position = torch.arange(queries, device=device)[:, None] + keys - queries
+    key = torch.arange(keys, device=device)[None]
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if causal:
+        mask &= key <= position
+    if left >= 0:
+        mask &= key >= position - left
+    return mask
+
+
+def softmax_attention(q, k, v, scale, mask, sink=None, softcap=0.0):
+    """fp32 attention of q [Q, H, D] on k, v [K, H_kv, D]; a query that sees nothing gets 0."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (each.float().repeat_interleave(groups, 1) for each in (k, v))
+    logits = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(~mask, -torch.inf)
+    if sink is not None:
+        extra = sink.float().view(-1, 1, 1).expand(-1, logits.shape[1], 1)
+        logits = torch.cat([logits, extra], -1)
+    weights = logits.softmax(-1).nan_to_num(0.0)
+    return torch.einsum("hqk,khd->qhd", weights[..., : k.shape[0]], v)
+
+
+def descaled(cache, scale):
+    """What a kernel reads: the first value of the scale alone."""
+    return cache.float() if scale is None else cache.float() * scale.reshape(-1)[0].float()
+
+
+def _need_cache(name, *caches):
+    allowed = (torch.bfloat16, torch.float16, chip().fp8_dtype)
+    for cache in caches:
+        need(cache.dtype in allowed, f"{name}: cache of {cache.dtype} on {chip().arch}")
+
+
+@operator("aiter.flash_attn_varlen_func")
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    softmax_scale=None,
+    causal=False,
+):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    out = q.new_empty(q.shape[0], q.shape[1], v.shape[-1])
+    queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for b in range(len(queries) - 1):
+        rows, columns = slice(*queries[b : b + 2]), slice(*keys[b : b + 2])
+        mask = visible(queries[b + 1] - queries[b], keys[b + 1] - keys[b], causal, -1, q.device)
+        out[rows] = softmax_attention(q[rows], k[columns], v[columns], scale, mask).to(out.dtype)
+    return out
+
+
+@operator("aiter.mha_batch_prefill_func")
+def mha_batch_prefill_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    kv_indptr,
+    kv_page_indices,
+    max_seqlen_q,
+    max_seqlen_k,
+    causal=False,
+    logits_soft_cap=0.0,
+    alibi_slopes=None,
+    return_lse=False,
+    return_attn_probs=False,
+    window_size=(-1, -1),
+    sink_ptr=None,
+    q_descale=None,
+    k_descale=None,
+    v_descale=None,
+):
+    name = "mha_batch_prefill_func"
+    need(alibi_slopes is None, f"{name}: alibi_slopes")
+    need(not return_lse and not return_attn_probs, f"{name}: return_lse or return_attn_probs")
+    need(k.dim() == 3, f"{name}: cache of shape {tuple(k.shape)}, one token a page is implemented")
+    need(window_size[1] in (-1, 0), f"{name}: window_size {window_size}")
+    _need_cache(name, k, v)
+    fp8 = q.dtype is chip().fp8_dtype
+    need((q_descale is None) or fp8, f"{name}: q_descale for {q.dtype}")
+    need((k.dtype is chip().fp8_dtype) == fp8, f"{name}: {q.dtype} query on {k.dtype} cache")
+    out = q.new_empty(q.shape, dtype=torch.bfloat16 if fp8 else q.dtype)
+    queries, keys, scale = cu_seqlens_q.tolist(), kv_indptr.tolist(), q.shape[-1] ** -0.5
+    for b in range(len(queries) - 1):
+        rows, slots = slice(*queries[b : b + 2]), kv_page_indices[keys[b] : keys[b + 1]].long()
+        result = softmax_attention(
+            descaled(q[rows], q_descale),
+            descaled(k[slots], k_descale),
+            descaled(v[slots], v_descale),
+            scale,
+            visible(queries[b + 1] - queries[b], len(slots), causal, window_size[0], q.device),
+            sink_ptr,
+            logits_soft_cap,
+        )
+        out[rows] = result.to(out.dtype)
+    return out
+
+
+@operator("aiter.paged_attention_ragged")
+def paged_attention_ragged(
+    out,
+    workspace,
+    query,
+    key_cache,
+    value_cache,
+    scale,
+    kv_indptr,
+    kv_page_indices,
+    kv_last_page_lens,
+    block_size,
+    max_num_partitions,
+    alibi_slopes,
+    kv_cache_dtype,
+    kv_cache_layout,
+    logits_soft_cap,
+    k_scale,
+    v_scale,
+    fp8_out_scale=None,
+    partition_size=256,
+):
+    name = "paged_attention_ragged"
+    need(block_size == 1, f"{name}: block_size {block_size}")
+    need(alibi_slopes is None and fp8_out_scale is None, f"{name}: alibi_slopes or fp8_out_scale")
+    need((kv_cache_dtype, kv_cache_layout) == ("auto", "NHD"), f"{name}: {kv_cache_dtype} cache")
+    for cache in (key_cache, value_cache):
+        need(cache.dtype == query.dtype, f"{name}: {cache.dtype} cache for {query.dtype} query")
+    keys = kv_indptr.tolist()
+    for b in range(query.shape[0]):
+        slots = kv_page_indices[keys[b] : keys[b + 1]].long()
+        result = softmax_attention(
+            query[b : b + 1],
+            descaled(key_cache[slots, 0], k_scale),
+            descaled(value_cache[slots, 0], v_scale),
+            scale,
+            torch.ones(1, len(slots), dtype=torch.bool, device=query.device),
+            softcap=logits_soft_cap,
+        )
+        out[b : b + 1] = result.to(out.dtype)
+
+
+@operator("aiter.ops.triton.attention.unified_attention.unified_attention")
+def unified_attention(
+    q,
+    k,
+    v,
+    out,
+    cu_seqlens_q,
+    max_seqlen_q,
+    seqused_k,
+    max_seqlen_k,
+    softmax_scale,
+    causal,
+    window_size,
+    block_table,
+    softcap,
+    q_descale,
+    k_descale,
+    v_descale,
+    alibi_slopes=None,
+    output_scale=None,
+    qq_bias=None,
+    sinks=None,
+):
+    name = "unified_attention"
+    assert causal, f"{name}: only causal attention is supported"
+    assert q_descale is None, f"{name}: q scales are not supported"
+    for given in (alibi_slopes, output_scale, qq_bias):
+        need(given is None, f"{name}: alibi_slopes, output_scale or qq_bias")
+    _need_cache(name, k, v)
+    queries, page = cu_seqlens_q.tolist(), k.shape[1]
+    for b in range(len(queries) - 1):
+        rows, length = slice(*queries[b : b + 2]), int(seqused_k[b])
+        token = torch.arange(length, device=q.device)
+        block, offset = block_table[b].long()[token // page], token % page
+        result = softmax_attention(
+            q[rows],
+            descaled(k[block, offset], k_descale).to(q.dtype),
+            descaled(v[block, offset], v_descale).to(q.dtype),
+            softmax_scale,
+            visible(queries[b + 1] - queries[b], length, True, window_size[0], q.device),
+            sinks,
+            softcap,
+        )
+        out[rows] = result.to(out.dtype)

@@ -1,0 +1,49 @@
+"""aiter's norms: fp32 inside, rounded as the chip's compiled kernels round."""
+
+import torch
+
+from . import ck_cast, need, operator
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _need_rows(name, x, *parameters):
+    need(x.dim() == 2, f"{name}: {x.dim()}-D input, the kernel takes rows of a matrix")
+    need(x.stride(-1) == 1, f"{name}: rows that are not contiguous, strides {x.stride()}")
+    need(x.dtype in HALF, f"{name}: input of {x.dtype}")
+    for parameter in parameters:
+        # The kernel reinterprets other types without a word.
+        need(parameter.dtype == x.dtype, f"{name}: {parameter.dtype} parameter for {x.dtype}")
+        need(parameter.is_contiguous(), f"{name}: parameter that is not contiguous")
+        need(parameter.numel() == x.shape[-1], f"{name}: parameter of {parameter.numel()} values")
+
+
+@operator("aiter.layernorm2d_fwd", "aiter.layer_norm", "aiter.ops.norm.layernorm2d_fwd")
+def layernorm2d_fwd(input, weight, bias, epsilon=1e-5, x_bias=None):
+    _need_rows("layernorm2d_fwd", input, weight, bias)
+    need(x_bias is None, "layernorm2d_fwd: x_bias")
+    x = input.float()
+    y = torch.nn.functional.layer_norm(x, x.shape[-1:], weight.float(), bias.float(), epsilon)
+    return ck_cast(y, input.dtype)
+
+
+def _rmsnorm(x, weight, epsilon):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight.float()
+
+
+@operator("aiter.rmsnorm2d_fwd")
+def rmsnorm2d_fwd(input, weight, epsilon, use_model_sensitive_rmsnorm=0):
+    _need_rows("rmsnorm2d_fwd", input, weight)
+    need(use_model_sensitive_rmsnorm == 0, "rmsnorm2d_fwd: use_model_sensitive_rmsnorm")
+    return ck_cast(_rmsnorm(input.float(), weight, epsilon), input.dtype)
+
+
+@operator("aiter.rmsnorm2d_fwd_with_add")
+def rmsnorm2d_fwd_with_add(
+    out, input, residual_in, residual_out, weight, epsilon, use_model_sensitive_rmsnorm=0
+):
+    _need_rows("rmsnorm2d_fwd_with_add", input, weight)
+    need(use_model_sensitive_rmsnorm == 0, "rmsnorm2d_fwd_with_add: use_model_sensitive_rmsnorm")
+    summed = input.float() + residual_in.float()
+    residual_out.copy_(ck_cast(summed, input.dtype))
+    out.copy_(ck_cast(_rmsnorm(summed, weight, epsilon), input.dtype))

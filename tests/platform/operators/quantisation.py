@@ -1,0 +1,53 @@
+"""aiter's fp8 quantisers: scales to 240 on gfx942 and 448 on gfx950."""
+
+import enum
+
+import torch
+
+from . import chip, need, operator, provided, saturate
+
+QuantType = enum.IntEnum(
+    "QuantType",
+    ["No", "per_Tensor", "per_Token", "per_1x32", "per_1x128", "per_128x128"],
+    start=0,
+)
+provided["aiter.QuantType"] = QuantType
+
+
+@operator("aiter.per_group_quant_hip")
+def _per_group_quant(x, scale=None, quant_dtype=None, group_size=128, transpose_scale=False):
+    name = "per_group_quant_hip"
+    need(scale is None and not transpose_scale, f"{name}: scale or transpose_scale")
+    need(group_size == 128, f"{name}: group_size {group_size}")
+    groups = x.float().unflatten(-1, (-1, 128))
+    amax = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10)
+    scales = amax * torch.tensor(1 / chip().fp8_max, device=x.device)
+    return saturate(groups * (1 / scales), quant_dtype).view(x.shape), scales.squeeze(-1)
+
+
+def _get_hip_quant(quant_type):
+    need(quant_type == QuantType.per_1x128, f"get_hip_quant: {quant_type!r}")
+    return _per_group_quant
+
+
+provided["aiter.get_hip_quant"] = _get_hip_quant
+
+
+@operator("aiter.dynamic_per_token_scaled_quant")
+def dynamic_per_token_scaled_quant(out, input, scales):
+    amax = input.float().abs().amax(-1, keepdim=True)
+    need(bool((amax > 0).all()), "dynamic_per_token_scaled_quant: a row of zeros")
+    scale = amax * torch.tensor(1 / chip().fp8_max, device=input.device)
+    scales.copy_(scale.view_as(scales))
+    out.copy_(saturate(input.float() * (1 / scale), out.dtype))
+
+
+@operator("aiter.dynamic_per_tensor_quant")
+def dynamic_per_tensor_quant(out, input, scale):
+    scale.copy_((input.float().abs().amax() / chip().fp8_max).view_as(scale))
+    out.copy_(saturate(input.float() * (1 / scale), out.dtype))
+
+
+@operator("aiter.static_per_tensor_quant")
+def static_per_tensor_quant(out, input, scale):
+    out.copy_(saturate(input.float() * (1 / scale.float()), out.dtype))

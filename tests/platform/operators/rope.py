@@ -1,0 +1,144 @@
+"""Rotary embeddings: sgl_kernel's fallback kernel, aiter's classes, aiter's fused MLA write."""
+
+import torch
+
+from ..tensors import poisoned
+from . import need, operator, provided, unclamped
+
+
+def rotate(x, cos, sin, neox):
+    """x[..., R] with cos and sin [..., R / 2], in the type of the arguments."""
+    if neox:
+        first, second = x.chunk(2, -1)
+    else:
+        first, second = x[..., ::2], x[..., 1::2]
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(rotated, -1) if neox else torch.stack(rotated, -1).flatten(-2)
+
+
+@operator("sgl_kernel.rotary_embedding")
+def rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox):
+    need(cos_sin_cache.dtype == query.dtype, f"rotary_embedding: {cos_sin_cache.dtype} table")
+    width = cos_sin_cache.shape[-1]
+    cos, sin = cos_sin_cache[positions].float()[:, None].chunk(2, -1)
+    for tensor in (query, key):
+        if tensor is None:
+            continue
+        heads = tensor.view(positions.numel(), -1, head_size)[..., :width]
+        heads.copy_(rotate(heads.float(), cos, sin, is_neox).to(tensor.dtype))
+
+
+class AiterRope(torch.nn.Module):
+    """aiter.rotary_embedding: tables in the model's type, fp32 inside, one rounding."""
+
+    def __init__(self, native):
+        super().__init__()
+        self.is_neox_style, self.head_size = native.is_neox_style, native.head_size
+        self.rotary_dim = native.rotary_dim
+        cos, sin = native.cos_sin_cache.chunk(2, -1)
+        self.register_buffer("cos_cache", cos[:, None, None].contiguous(), persistent=False)
+        self.register_buffer("sin_cache", sin[:, None, None].contiguous(), persistent=False)
+
+    def forward(self, positions, query, key=None, offsets=None):
+        need(offsets is None, "aiter rope: offsets")
+        rope_cached_positions(query, key, self.cos_cache, self.sin_cache, positions, self)
+        return query if key is None else (query, key)
+
+
+@operator("aiter.rope_cached_positions_2c_fwd_inplace")
+def rope_cached_positions(query, key, cos_cache, sin_cache, positions, rope):
+    need(positions.dtype == torch.int64, f"aiter rope: positions of {positions.dtype}")
+    need(
+        cos_cache.dtype == query.dtype, f"aiter rope: {cos_cache.dtype} table, {query.dtype} query"
+    )
+    known = (positions >= 0) & (positions < cos_cache.shape[0])  # other tokens are left alone
+    cos = cos_cache.flatten(1)[positions[known]].float()[:, None]
+    sin = sin_cache.flatten(1)[positions[known]].float()[:, None]
+    for tensor in (query, key):
+        if tensor is None:
+            continue
+        heads = tensor.view(positions.numel(), -1, rope.head_size)[..., : rope.rotary_dim]
+        heads[known] = rotate(heads[known].float(), cos, sin, rope.is_neox_style).to(tensor.dtype)
+
+
+def _get_rope(
+    head_size,
+    rotary_dim,
+    max_position,
+    base,
+    is_neox_style=True,
+    rope_scaling=None,
+    dtype=None,
+    partial_rotary_factor=1.0,
+):
+    from sglang.srt.layers.rotary_embedding import get_rope
+
+    # aiter computes mscale and drops it; other scalings are its own code as well.
+    kind = (rope_scaling or {}).get("rope_type", "default")
+    need(kind == "default", f"aiter.rotary_embedding.get_rope: rope_scaling {rope_scaling}")
+    dtype = dtype or torch.get_default_dtype()
+    native = get_rope(
+        head_size,
+        rotary_dim,
+        max_position,
+        base,
+        is_neox_style,
+        rope_scaling,
+        dtype,
+        partial_rotary_factor,
+    )
+    native.cos_sin_cache = native.cos_sin_cache.to(dtype)
+    return AiterRope(native)
+
+
+provided["aiter.rotary_embedding.get_rope"] = _get_rope
+
+
+@operator("aiter.ops.triton.fused_kv_cache.fused_qk_rope_cat_and_cache_mla")
+def fused_qk_rope_cat_and_cache_mla(
+    q_nope,
+    q_pe,
+    k_nope,
+    k_pe,
+    kv_cache,
+    slot_mapping,
+    pos,
+    cos,
+    sin,
+    k_scale,
+    is_neox,
+    num_decode_toks_for_zeros=0,
+    apply_scale=True,
+    q_out=None,
+    decode_q_pe_out=None,
+    k_pe_out=None,
+    q_out_dtype=None,
+):
+    name = "fused_qk_rope_cat_and_cache_mla"
+    for given in (q_out, decode_q_pe_out, k_pe_out):
+        need(given is None, f"{name}: an output given")
+    need(num_decode_toks_for_zeros == 0, f"{name}: num_decode_toks_for_zeros")
+    need(apply_scale, f"{name}: apply_scale=False")
+    need(kv_cache.dim() == 3, f"{name}: cache of shape {tuple(kv_cache.shape)}")
+    tokens, stored = q_nope.shape[0], slot_mapping.shape[0]
+    assert tokens <= stored <= k_nope.shape[0], f"{name}: {tokens} q, {stored} slots"
+    assert k_nope.shape[-1] + k_pe.shape[-1] == kv_cache.shape[-1], f"{name}: row width"
+    need(cos.shape[-1] * 2 == q_pe.shape[-1], f"{name}: cos of width {cos.shape[-1]}")
+    need(sin.stride() == cos.stride(), f"{name}: sin with its own strides; the kernel has one set")
+    # The kernel rounds each product and the sum where its table is bf16: so does torch.
+    angle = [table.flatten(1)[pos][:, None] for table in (cos, sin)]
+    width = q_out_dtype or q_nope.dtype
+    q = torch.cat(
+        [unclamped(q_nope, width), unclamped(rotate(q_pe, *angle, is_neox).to(q_pe.dtype), width)],
+        -1,
+    )
+    rotated = k_pe[:stored].clone()
+    rotated[:tokens] = rotate(k_pe[:tokens], *angle, is_neox).to(k_pe.dtype)
+    inverse = 1.0 if k_scale is None else 1 / torch.as_tensor(k_scale).float()
+    row = torch.cat([k_nope[:stored].float() * inverse, rotated.float() * inverse], -1)
+    kept = slot_mapping >= 0
+    kv_cache[slot_mapping[kept]] = unclamped(row[kept], kv_cache.dtype)
+    k_pe_out = poisoned(k_pe.shape, k_pe.dtype, k_pe.device)  # untouched for slots below 0
+    k_pe_out[:stored][kept] = rotated[kept]
+    none = q_nope.new_empty(0, *q_pe.shape[1:])
+    return q, none, k_pe_out, q_nope.new_empty(0, *q_nope.shape[1:])

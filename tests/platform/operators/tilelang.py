@@ -1,0 +1,144 @@
+"""sglang's TileLang kernels: the host code that calls them stays real, each jitted factory is
+replaced by a reference of the same name."""
+
+import torch
+
+from .. import recorder
+from ..imports import NotEmulatedError
+from . import chip, need, provided, saturate
+
+_factories: dict[str, object] = {}
+
+
+def _factory(function):
+    _factories[function.__name__] = function
+    return function
+
+
+def _jit(function=None, **options):
+    def decorate(kernel):
+        def factory(*args, **kwargs):
+            if kernel.__name__ not in _factories:
+                raise NotEmulatedError(f"the TileLang kernel {kernel.__name__}")
+            reference = _factories[kernel.__name__](*args, **kwargs)
+            return recorder.recorded(f"tilelang.{kernel.__name__}")(reference)
+
+        return factory
+
+    return decorate if function is None else decorate(function)
+
+
+provided["tilelang.jit"] = _jit
+provided["tilelang.set_log_level"] = lambda level: None
+
+
+@_factory
+def act_quant_kernel(N, in_dtype="bfloat16", out_dtype=None, scale_dtype=None, round_scale=False):
+    need(in_dtype == "bfloat16", f"act_quant_kernel: input of {in_dtype}")
+    need(out_dtype is None and scale_dtype is None, "act_quant_kernel: out_dtype or scale_dtype")
+
+    def kernel(x, y, scales):
+        need(x.dtype == torch.bfloat16, f"act_quant_kernel: input of {x.dtype}")
+        groups = x.float().unflatten(-1, (-1, 128))
+        largest = chip().act_quant_max
+        inverse = torch.tensor(1 / largest, dtype=torch.float32, device=x.device)
+        scale = groups.abs().amax(-1).clamp(min=1e-4) * inverse
+        if round_scale:  # exact in the kernel too: it works on the exponent's bits
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        scales.copy_(scale)
+        y.copy_(
+            saturate((groups / scale[..., None]).clamp(-largest, largest), y.dtype).view(y.shape)
+        )
+
+    return kernel
+
+
+def _partial(heads, dim, topk, sm_scale, block, inner_iter, dtype, attend):
+    groups = topk // (block * inner_iter)
+
+    def kernel(q, kv, indices):
+        for operand in (q, kv):
+            need(
+                operand.dtype is dtype, f"sparse MLA kernel for {dtype}: operand of {operand.dtype}"
+            )
+        need(indices.dtype == torch.int32, f"sparse MLA: indices of {indices.dtype}")
+        tokens = q.shape[1]
+        out = q.new_empty(1, tokens, groups, heads, dim, dtype=torch.bfloat16)
+        lse = q.new_empty(1, tokens, groups, heads, dtype=torch.float32)
+        rows = kv[0, :, 0]
+        for token in range(tokens):
+            chosen = indices[0, token, 0].view(groups, -1).long()
+            for group in range(groups):
+                kept = chosen[group][chosen[group] >= 0]
+                if not len(kept):
+                    out[0, token, group], lse[0, token, group] = 0, -(2.0**30)
+                    continue
+                key = rows[kept].float()
+                logits = q[0, token].float() @ key.T * (sm_scale * LOG2_E)
+                top = logits.amax(-1, keepdim=True)
+                weights = torch.exp2(logits - top)
+                total = weights.sum(-1)
+                value = attend(weights, key[:, :dim]) / total[:, None]
+                out[0, token, group] = value.to(torch.bfloat16)
+                lse[0, token, group] = torch.log2(total) + top[:, 0]
+        return out, lse
+
+    return kernel
+
+
+LOG2_E = 1.44269504
+
+
+@_factory
+def sparse_mla_fwd_decode_partial(
+    heads,
+    dim,
+    tail_dim,
+    topk,
+    *,
+    kv_group=1,
+    sm_scale=None,
+    is_causal=True,
+    block_I=64,
+    inner_iter=1,
+    num_stages=1,
+    threads=256,
+):
+    assert is_causal, "sparse_mla_fwd_decode_partial: non-causal"
+    assert kv_group == 1, "sparse_mla_fwd_decode_partial: kv_group"
+    assert topk % (block_I * inner_iter) == 0, "sparse_mla_fwd_decode_partial: topk"
+    need(sm_scale is not None, "sparse_mla_fwd_decode_partial: sm_scale=None")
+
+    def attend(weights, value):
+        return weights.to(torch.bfloat16).float() @ value
+
+    return _partial(heads, dim, topk, sm_scale, block_I, inner_iter, torch.bfloat16, attend)
+
+
+@_factory
+def sparse_mla_fwd_decode_partial_fp8(
+    num_heads, d_v, d_tail, topk, *, sm_scale=None, block_I=64, inner_iter=1, threads=256
+):
+    assert d_v == 512, "sparse_mla_fwd_decode_partial_fp8: d_v"
+    assert num_heads <= 16 or num_heads % 16 == 0, "sparse_mla_fwd_decode_partial_fp8: heads"
+    assert topk % (block_I * inner_iter) == 0, "sparse_mla_fwd_decode_partial_fp8: topk"
+    need(sm_scale is not None, "sparse_mla_fwd_decode_partial_fp8: sm_scale=None")
+    fp8, largest = chip().fp8_dtype, chip().fp8_max
+
+    def attend(weights, value):
+        return saturate(weights * largest, fp8).float() @ value / largest
+
+    return _partial(num_heads, d_v, topk, sm_scale, block_I, inner_iter, fp8, attend)
+
+
+@_factory
+def sparse_mla_fwd_decode_combine(heads, dim, topk, head_per_block, *, block_I=64, threads=256):
+    assert heads % head_per_block == 0, "sparse_mla_fwd_decode_combine: head_per_block"
+
+    def kernel(partial_out, partial_lse):
+        need(partial_out.shape[2] == topk // block_I, "sparse_mla_fwd_decode_combine: groups")
+        weights = torch.exp2(partial_lse - partial_lse.amax(2, keepdim=True))
+        weights = weights / weights.sum(2, keepdim=True)
+        return (partial_out.float() * weights[..., None]).sum(2).to(torch.bfloat16)
+
+    return kernel

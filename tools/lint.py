@@ -64,7 +64,7 @@ def thin(patch: series.Patch) -> Iterator[str]:
     for path, diff in patch.diffs.items():
         changed = changed_lines(diff)
         if changed > CHANGED_LINES:
-            yield f"{changed} changed lines in {path}, {CHANGED_LINES} allowed: move logic to overlay/"
+            yield f"{changed} changed lines in {path}, {CHANGED_LINES} allowed: use overlay/"
         for edit in diff.edits():
             for line in edit.new:
                 if line != line.rstrip() + b"\n":

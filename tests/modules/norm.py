@@ -1,0 +1,20 @@
+"""Scenario: upstream's LayerNorm."""
+
+import torch
+
+from . import setting
+
+
+def layernorm(platform, x, weight, bias, eps, affine=True, use_bias=True):
+    from sglang.srt.layers.layernorm import LayerNorm
+
+    setting.server_arguments()
+    layer = LayerNorm(
+        x.shape[-1], eps=eps, elementwise_affine=affine, bias=use_bias, dtype=weight.dtype
+    ).to(platform.device)
+    layer.weight.data.copy_(weight)
+    layer.bias.data.copy_(bias)
+    before = x.clone()
+    y = layer(x)
+    assert torch.equal(x, before), "LayerNorm changed its input"
+    return {"y": y}

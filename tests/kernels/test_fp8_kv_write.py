@@ -1,4 +1,4 @@
-"""Catches K or V cached with a dropped or swapped scale, NaN for an overflow, or in another's slot."""
+"""Catches K or V cached with a dropped or swapped scale, NaN for an overflow, in a wrong slot."""
 
 import pytest
 import torch

@@ -24,9 +24,9 @@ def store(
     full_to_swa: torch.Tensor | None = None,
     scale: torch.Tensor | float | None = None,
 ) -> None:
-    """Put rows[i] ``[heads, size]`` into cache ``[slots, heads, size]`` at slots[i], if not below 0.
+    """Put rows ``[T, heads, size]`` into cache ``[slots, heads, size]`` at slots ``[n]``.
 
-    Tokens without a slot and slots without a token are left out.
+    Slots below 0, tokens without a slot and slots without a token are left out.
     """
     if rows.shape[1:] != cache.shape[1:] or slots.dim() != 1:
         raise ValueError(

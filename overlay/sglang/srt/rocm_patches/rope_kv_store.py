@@ -1,0 +1,170 @@
+"""Rotary embedding and the KV store in one launch.
+
+Upstream: https://github.com/sgl-project/sglang/pull/21315, whose kernel runs one program for each
+query head, and whose condition is "any HIP GPU"; follow-ups
+https://github.com/sgl-project/sglang/pull/31688 (crash on a plain pool) and
+https://github.com/sgl-project/sglang/pull/37315 (one program for each KV group).
+
+The models ask ``enable_fused_set_kv_buffer`` twice for a layer: before the rotary embedding, which
+is then handed what to store, and before attention, which is then told ``save_kv_cache=False``.
+``enabled`` answers both from the batch alone, so the answers cannot differ; and whoever is handed a
+``KVStore`` rotates *and* stores, in one launch where everything fits and in the pristine steps
+where it does not. So nothing is rotated twice and nothing is left unstored, whatever the layer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from sglang.srt.rocm_patches import Slug, arch
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.layers.rotary_embedding import RotaryEmbedding
+    from sglang.srt.mem_cache.memory_pool import KVCache
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+SLUG = Slug("rope-kv-store")
+ACTIVE = SLUG.active
+
+if ACTIVE:
+    from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
+    from sglang.srt.rocm_patches.kv_cache import LayerCache, layer_cache
+    from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store
+
+    _CACHE_DTYPES = (
+        torch.bfloat16,
+        torch.float16,
+        torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn,
+    )
+
+
+class KVStore(NamedTuple):
+    """What a rotary embedding is asked to store as it rotates."""
+
+    value: torch.Tensor  # [T, KV heads * V head size] or [T, KV heads, V head size]
+    layer: RadixAttention
+    pool: KVCache
+    slots: torch.Tensor  # integer [n], of the full pool
+
+    @classmethod
+    def of(cls, value: torch.Tensor, layer: RadixAttention, forward_batch: ForwardBatch) -> KVStore:
+        return cls(value, layer, forward_batch.token_to_kv_pool, forward_batch.out_cache_loc)
+
+
+def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool:
+    """Whether this batch's K and V are stored by the rotary embedding, not by attention.
+
+    context_parallel: prefill context parallelism is on, where K is gathered between the two.
+    """
+    reason = _unfit_batch(forward_batch, context_parallel)
+    if reason:
+        SLUG.decline(reason)
+    return reason is None
+
+
+def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | None:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+    from sglang.srt.server_args import get_global_server_args
+
+    pool = forward_batch.token_to_kv_pool
+    pools = [pool.full_kv_pool, pool.swa_kv_pool] if type(pool) is SWAKVPool else [pool]
+    if any(type(each) is not MHATokenToKVPool for each in pools):
+        return f"{type(pool).__name__} is neither an MHATokenToKVPool nor an SWAKVPool of two"
+    if pool.dtype not in _CACHE_DTYPES:
+        return f"the cache is {pool.dtype}"
+    if context_parallel:
+        return "prefill context parallelism"
+    if forward_batch.encoder_lens is not None:
+        return "an encoder's tokens have slots of their own"
+    if get_global_server_args().rl_on_policy_target is not None:
+        return "rl_on_policy_target asks for the native rotary embedding"
+    return None
+
+
+def apply(
+    rope: RotaryEmbedding,
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: torch.Tensor | None,
+    store: KVStore,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate query and key in place, store key and ``store.value``; return both, as they came.
+
+    query ``[T, heads * head size]`` or ``[T, heads, head size]``, key likewise.
+    """
+    layer = store.layer
+    cache = layer_cache(store.pool, layer.layer_id)
+    if reason := _unfit(rope, cache, positions, query, key, offsets, store):
+        SLUG.decline(reason)
+        return rotate_then_store(rope.forward_cuda, positions, query, key, offsets, store)
+    rotate_and_store(
+        query.view(query.shape[0], layer.tp_q_head_num, rope.head_size),
+        key.view(key.shape[0], *cache.k.shape[1:]),
+        store.value.view(key.shape[0], *cache.v.shape[1:]),
+        positions,
+        rope.cos_sin_cache,
+        rope.is_neox_style,
+        cache,
+        store.slots,
+        layer.k_scale,
+        layer.v_scale,
+    )
+    return query, key
+
+
+def rotate_then_store(
+    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: torch.Tensor | None,
+    store: KVStore,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in the pristine steps, for what the kernel does not do."""
+    query, key = rotate(positions, query, key, offsets)
+    layer = store.layer
+    # A pristine pool divides what it is given by the scales, in place; key and value are live.
+    k, v = (x if layer.k_scale is None else x.clone() for x in (key, store.value))
+    store.pool.set_kv_buffer(
+        layer,
+        store.slots,
+        k.view(k.shape[0], layer.tp_k_head_num, layer.qk_head_dim),
+        v.view(v.shape[0], layer.tp_v_head_num, layer.v_head_dim),
+        layer.k_scale,
+        layer.v_scale,
+    )
+    return query, key
+
+
+def _unfit(
+    rope: RotaryEmbedding,
+    cache: LayerCache,
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: torch.Tensor | None,
+    store: KVStore,
+) -> str | None:
+    value, q_heads, head = store.value, store.layer.tp_q_head_num, rope.head_size
+    kv_heads = cache.k.shape[1]
+    angles = rope.cos_sin_cache
+    if positions.dim() != 1 or offsets is not None:
+        return f"positions are {positions.dim()}-D, offsets {offsets}"
+    if angles.shape[1] != rope.rotary_dim or angles.device != query.device:
+        return (
+            f"cos_sin_cache {list(angles.shape)} on {angles.device}, rotary dim {rope.rotary_dim}"
+        )
+    if not query.dtype == key.dtype == value.dtype in (torch.bfloat16, torch.float16):
+        return f"q is {query.dtype}, k {key.dtype}, v {value.dtype}"
+    if cache.k.dtype not in (key.dtype, *E4M3_MAX):
+        return f"k is {key.dtype}, the cache {cache.k.dtype}"
+    if cache.k.shape[2] != head or q_heads % kv_heads:
+        return f"{q_heads} q heads of {head}, the cache's rows {list(cache.k.shape[1:])}"
+    if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        return "heads with gaps"
+    return None

@@ -1,0 +1,97 @@
+"""Scenario: upstream's AiterAttnBackend, one extend and one decode step of a small batch."""
+
+import types
+from unittest import mock
+
+import torch
+
+from . import pools, setting
+
+REQUESTS, CONTEXT = 3, 64
+
+
+def _backend(platform, pool, heads, kv_heads, head_dim, requests, cache):
+    from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.layers.attention import aiter_backend
+
+    model = types.SimpleNamespace(
+        dtype=torch.bfloat16,
+        is_multimodal=False,
+        num_attention_heads=heads,
+        head_dim=head_dim,
+        v_head_dim=head_dim,
+        get_num_kv_heads=lambda parallel: kv_heads,
+        attention_arch=AttentionArch.MHA,
+        context_len=CONTEXT,
+    )
+    runner = types.SimpleNamespace(
+        dtype=torch.bfloat16,
+        model_config=model,
+        server_args=types.SimpleNamespace(
+            page_size=pool.page_size, speculative_num_draft_tokens=None, speculative_num_steps=None
+        ),
+        device="cuda",
+        kv_cache_dtype=pools.cache_dtype(platform, cache),
+        req_to_token_pool=requests,
+        token_to_kv_pool=pool,
+        page_size=pool.page_size,
+        sliding_window_size=None,
+    )
+    with mock.patch.multiple(
+        aiter_backend, get_attention_tp_size=lambda: 1, is_dp_attention_enabled=lambda: False
+    ):
+        return aiter_backend.AiterAttnBackend(runner)
+
+
+def extend_then_decode(platform, cache, q, k, v, lengths, k_scale=None, v_scale=None):
+    """q, k, v: all tokens of the requests' extends, then one token of each request's decode."""
+    from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    setting.server_arguments()
+    (_, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    device, count = platform.device, len(lengths)
+    pool = pools.mha_pool(platform, cache, kv_heads, head_dim)
+    requests = ReqToTokenPool(
+        size=REQUESTS, max_context_len=CONTEXT, device="cuda", enable_memory_saver=False
+    )
+    width = pools.SLOTS // count
+    for i in range(count):
+        mine = torch.arange(1 + i * width, 1 + (i + 1) * width, dtype=torch.int32)
+        requests.req_to_token[i, :width] = mine.to(device)
+    layer = setting.attention_layer(
+        heads, kv_heads, head_dim, **setting.scales(k_scale, v_scale, device)
+    )
+    backend = _backend(platform, pool, heads, kv_heads, head_dim, requests, cache)
+    lengths = lengths.to(torch.int64)
+    indices = torch.arange(count, device=device)
+
+    def step(mode, seq_lens, slots, rows):
+        batch = types.SimpleNamespace(
+            forward_mode=mode,
+            batch_size=count,
+            req_pool_indices=indices,
+            seq_lens=seq_lens,
+            seq_lens_cpu=seq_lens.cpu(),
+            seq_lens_sum=int(seq_lens.sum()),
+            spec_info=None,
+            encoder_lens=None,
+            token_to_kv_pool=pool,
+            out_cache_loc=slots,
+            extend_prefix_lens=torch.zeros_like(seq_lens),
+            extend_prefix_lens_cpu=[0] * count,
+            extend_seq_lens=seq_lens,
+            extend_seq_lens_cpu=seq_lens.tolist(),
+        )
+        backend.init_forward_metadata(batch)
+        forward = backend.forward_decode if mode.is_decode() else backend.forward_extend
+        query, key, value = (each[rows].clone() for each in (q, k, v))
+        return forward(query.flatten(1), key, value, layer, batch)
+
+    total = int(lengths.sum())
+    slots = [requests.req_to_token[i, : int(lengths[i])] for i in range(count)]
+    extended = step(ForwardMode.EXTEND, lengths, torch.cat(slots).long(), slice(0, total))
+    new = requests.req_to_token[indices, lengths].long()
+    decoded = step(ForwardMode.DECODE, lengths + 1, new, slice(total, total + count))
+    outputs = {"extended": extended, "decoded": decoded, "slots": torch.cat([*slots, new]).long()}
+    return outputs | pools.contents(pool)

@@ -1,0 +1,58 @@
+"""Scenario: upstream's RotaryEmbedding, alone and with the KV store that models fuse into it."""
+
+import types
+
+import torch
+
+from . import pools, setting
+
+
+def rotary_embedding(platform, head_dim, rotary_dim, neox):
+    from sglang.srt.layers.rotary_embedding import get_rope
+
+    return get_rope(
+        head_dim,
+        rotary_dim=rotary_dim,
+        max_position=256,
+        base=10000,
+        is_neox_style=neox,
+        dtype=torch.bfloat16,
+    ).to(platform.device)
+
+
+def rotate(platform, positions, q, k, head_dim, rotary_dim, neox):
+    setting.server_arguments()
+    rope = rotary_embedding(platform, head_dim, rotary_dim, neox)
+    q, k = rope(positions, q, k)
+    return {"q": q, "k": k, "table": rope.cos_sin_cache}
+
+
+def rotate_and_store(
+    platform, kind, cache, positions, q, k, v, slots, heads, neox, k_scale=None, v_scale=None
+):
+    """As qwen3_moe and gpt_oss do it: one flag for the fused store and for save_kv_cache."""
+    from sglang.srt.models.utils import create_fused_set_kv_buffer_arg, enable_fused_set_kv_buffer
+
+    setting.server_arguments()
+    tokens, kv_heads, head_dim = v.shape
+    if kind == "swa":
+        pool = pools.swa_pool(platform, cache, kv_heads, head_dim)
+    else:
+        pool = pools.mha_pool(platform, cache, kv_heads, head_dim)
+    layer = setting.attention_layer(
+        heads,
+        kv_heads,
+        head_dim,
+        sliding_window_size=8 if kind == "swa" else -1,
+        **setting.scales(k_scale, v_scale, platform.device),
+    )
+    batch = types.SimpleNamespace(token_to_kv_pool=pool, out_cache_loc=slots)
+    rope = rotary_embedding(platform, head_dim, head_dim, neox)
+    fused = enable_fused_set_kv_buffer(batch)
+    argument = create_fused_set_kv_buffer_arg(v, layer, batch) if fused else None
+    q, k = rope(positions, q, k, fused_set_kv_buffer_arg=argument)
+    if not fused:
+        rows = k.view(tokens, kv_heads, head_dim).clone()
+        pool.set_kv_buffer(layer, slots, rows, v.clone(), layer.k_scale, layer.v_scale)
+    outputs = {"q": q, "k": k, "table": rope.cos_sin_cache, "fused": fused}
+    return outputs | pools.contents(pool)

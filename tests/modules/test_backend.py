@@ -1,0 +1,57 @@
+"""Catches a KV scale dropped in one phase, and a patched backend that attends to something else."""
+
+import pytest
+import torch
+
+from tests.tolerances import assert_bitwise
+
+SCENARIO = "tests.modules.backend:extend_then_decode"
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
+
+
+@pytest.fixture
+def batch():
+    lengths = torch.tensor([5, 9, 3])
+    tokens = int(lengths.sum()) + len(lengths)
+    q = torch.randn(tokens, HEADS, HEAD_DIM).bfloat16()
+    k, v = torch.randn(2, tokens, KV_HEADS, HEAD_DIM).bfloat16()
+    return {"q": q, "k": k, "v": v, "lengths": lengths}
+
+
+def attention(batch):
+    """fp64 attention of the whole batch on the values as they are given."""
+    lengths, rows, first = batch["lengths"].tolist(), {"extended": [], "decoded": []}, 0
+    total = sum(lengths)
+    for i, length in enumerate(lengths):
+        mine = [*range(first, first + length), total + i]
+        q, k, v = (batch[name][mine].double() for name in ("q", "k", "v"))
+        k, v = (each.repeat_interleave(HEADS // KV_HEADS, 1) for each in (k, v))
+        logits = torch.einsum("qhd,khd->hqk", q, k) * HEAD_DIM**-0.5
+        future = torch.ones(length + 1, length + 1, dtype=torch.bool).triu(1)
+        weights = logits.masked_fill(future, -torch.inf).softmax(-1)
+        out = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+        rows["extended"].append(out[:length])
+        rows["decoded"].append(out[length:])
+        first += length
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def relative_error(found, truth):
+    return float((found.double().view(truth.shape) - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("cache", ["bf16", "fp8"])
+def test_both_phases_attend_to_all_that_came_before(either_arm, batch, cache):
+    result = either_arm.run(SCENARIO, cache=cache, **batch).outputs
+    for phase, truth in attention(batch).items():
+        assert relative_error(result[phase], truth) < (0.1 if cache == "fp8" else 0.01), phase
+
+
+@pytest.mark.parametrize("cache", ["bf16", "fp8"])
+def test_switched_off_backend_is_upstreams(arms, batch, cache):
+    given = batch | {"cache": cache, "k_scale": 0.7, "v_scale": 0.3}
+    expected = arms.pristine.run(SCENARIO, **given)
+    result = arms.off.run(SCENARIO, **given)
+    for name, value in expected.outputs.items():
+        assert_bitwise(result.outputs[name], value, name)
+    assert result.launches == expected.launches

@@ -37,6 +37,7 @@ from sglang.srt.rocm_patches import Slug, arch
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import KVCache
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 SLUG = Slug("fp8-kv-write")
 ACTIVE = SLUG.active
@@ -89,8 +90,29 @@ def _unfit(pool: KVCache, cache, k: torch.Tensor, v: torch.Tensor) -> str | None
     return None
 
 
-def float_scales(layer: RadixAttention) -> tuple[float, float]:
-    """The layer's k and v scale as Python floats, for readers that take no tensors."""
+def save(
+    forward_batch: ForwardBatch,
+    layer: RadixAttention,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> None:
+    """Store a layer's k and v, as ``write`` takes them, in an FP8 pool of any type, scaled."""
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    pool, scales = forward_batch.token_to_kv_pool, (layer.k_scale, layer.v_scale)
+    # An SWAKVPool translates slots in two launches of its own; all other pools end in ``write``.
+    if not (type(pool) is SWAKVPool and write(pool, layer.layer_id, slots, k, v, *scales)):
+        pool.set_kv_buffer(layer, slots, k, v, *scales)
+
+
+def float_scales(layer: RadixAttention, k_descale: torch.Tensor | None) -> tuple[float, float]:
+    """k's and v's scale for a reader that takes no tensors; 1 in the pristine path.
+
+    k_descale: what the backend has for readers that do, None where the cache is not FP8.
+    """
+    if not ACTIVE or k_descale is None:
+        return 1.0, 1.0
     return _as_float(layer.k_scale, layer.k_scale_float), _as_float(
         layer.v_scale, layer.v_scale_float
     )

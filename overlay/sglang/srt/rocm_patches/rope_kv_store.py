@@ -32,7 +32,7 @@ ACTIVE = SLUG.active
 if ACTIVE:
     from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
     from sglang.srt.rocm_patches.kv_cache import LayerCache, layer_cache
-    from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store
+    from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store as _launch
 
     _CACHE_DTYPES = (
         torch.bfloat16,
@@ -85,7 +85,7 @@ def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | N
     return None
 
 
-def apply(
+def rotate_and_store(
     rope: RotaryEmbedding,
     positions: torch.Tensor,
     query: torch.Tensor,
@@ -102,7 +102,7 @@ def apply(
     if reason := _unfit(rope, cache, positions, query, key, offsets, store):
         SLUG.decline(reason)
         return rotate_then_store(rope.forward_cuda, positions, query, key, offsets, store)
-    rotate_and_store(
+    _launch(
         query.view(query.shape[0], layer.tp_q_head_num, rope.head_size),
         key.view(key.shape[0], *cache.k.shape[1:]),
         store.value.view(key.shape[0], *cache.v.shape[1:]),

@@ -8,7 +8,7 @@ they depend on.
 
 Sizes are the smallest that sglang's HIP paths take: index_topk 2048 is asserted by
 tilelang_sparse_fwd, MLA rows are 512 + 64, index heads 128 wide, query heads a multiple of 16
-(and of 2, for two ranks).
+(and of 2, for two ranks). Every expert takes every token: rounding cannot send one elsewhere.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-KEPT = Path(__file__).resolve().parents[2] / "build" / "checkpoints"
+KEPT = (Path(__file__).resolve().parents[2] / "build" / "checkpoints").resolve()
 VOCABULARY = 256
 STEPS = 4  # decode steps after each prompt
 
@@ -51,9 +51,9 @@ GLM_5 = COMMON | {
     "mlp_layer_types": ["dense", "sparse"],
     "first_k_dense_replace": 1,
     "moe_layer_freq": 1,
-    "n_routed_experts": 8,
+    "n_routed_experts": 4,
     "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
+    "num_experts_per_tok": 4,
     "n_group": 1,
     "topk_group": 1,
     "norm_topk_prob": True,
@@ -80,7 +80,7 @@ CONFIGS = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "num_local_experts": 4,
+        "num_local_experts": 2,
         "num_experts_per_tok": 2,
         "sliding_window": 8,
         "swiglu_limit": 7.0,
@@ -96,8 +96,8 @@ CONFIGS = {
         "rotary_dim": 64,
         "use_qk_norm": True,
         "qk_norm_type": "per_layer",
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 4,
         "scoring_func": "sigmoid",
         "use_routing_bias": True,
         "num_mtp_modules": 0,
@@ -111,8 +111,8 @@ CONFIGS = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 4,
         "norm_topk_prob": True,
         "max_position_embeddings": 512,
     },
@@ -236,7 +236,7 @@ def forced(model, tokens: list[list[int]], prompts: tuple[int, ...]) -> dict:
 
 
 def clearest(model) -> list[list[int]]:
-    """Of many prompts, with their greedy tokens, those where each token leads the runner-up by most.
+    """Of many prompts, with their greedy tokens, those whose tokens lead the runners-up by most.
 
     A prompt that makes the model repeat itself would hide a lost context: it does not count.
     """

@@ -1,0 +1,103 @@
+"""The arms of every comparison, and what a scenario gave in each of them.
+
+    pristine  the release as published
+    patched   all slugs applied and switched on
+    off       the same tree, SGLANG_ROCM_PATCHES=0
+    <slug>    the same tree, every other slug switched off
+
+A result is kept under build/engine/ by all that it depends on: the tree's bytes, the scenario with
+its arguments and environment, the emulation, the versions. So an arm runs once for all tests, and
+again only after a change.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.modules.conftest import patched_tree, pristine_tree
+from tests.platform.arm import Arm
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+KEPT = (BUILD / "engine").resolve()
+RELEASE = "0.5.10.post1"
+SLUGS = tuple((ROOT / "patches" / RELEASE / "series").read_text().split())
+
+
+def switch(slug: str) -> str:
+    return "SGLANG_ROCM_PATCH_" + slug.upper().replace("-", "_")
+
+
+def switches(arm: str) -> dict[str, str]:
+    return {
+        "pristine": {},
+        "patched": {},
+        "off": {"SGLANG_ROCM_PATCHES": "0"},
+        **{slug: {switch(other): "0" for other in SLUGS if other != slug} for slug in SLUGS},
+    }[arm]
+
+
+def tree(arm: str) -> Path:
+    if arm == "pristine":
+        return pristine_tree(RELEASE)
+    BUILD.mkdir(exist_ok=True)
+    with locked(BUILD / "trees.lock"):
+        return patched_tree(RELEASE)
+
+
+def digest_of(files, relative_to: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(relative_to)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def digest_of_tree(tree: Path) -> str:
+    return digest_of((tree / "sglang").rglob("*.py"), tree)
+
+
+@functools.cache
+def digest_of_harness() -> str:
+    folders = (ROOT / "tests" / "platform", ROOT / "tests" / "engine" / "scenarios")
+    sources = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    sources = [path for path in sources if "__pycache__" not in path.parts]
+    return digest_of(sources, ROOT) + torch.__version__ + sys.version
+
+
+class locked:  # noqa: N801  a context manager
+    """One process at a time, for pytest-xdist's workers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self):
+        self.file = open(self.path, "w")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def result(arm: str, platform, scenario: str, environment: dict[str, str], **inputs) -> dict:
+    """What `scenario` ("module:function" of tests.engine.scenarios) gives in an arm."""
+    settings = environment | switches(arm)
+    recipe = json.dumps(
+        [digest_of_tree(tree(arm)), digest_of_harness(), str(platform), scenario, settings, inputs],
+        sort_keys=True,
+    )
+    name = f"{scenario.replace(':', '-')}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with locked(KEPT / f"{name}.lock"):
+        if not (KEPT / f"{name}.pt").exists():
+            process = Arm(tree(arm), platform, **settings)
+            found = process.run(f"tests.engine.scenarios.{scenario}", alone=True, **inputs)
+            torch.save(found.outputs, KEPT / f"{name}.unfinished")
+            os.replace(KEPT / f"{name}.unfinished", KEPT / f"{name}.pt")
+    return torch.load(KEPT / f"{name}.pt", weights_only=True)

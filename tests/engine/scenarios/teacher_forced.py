@@ -1,0 +1,192 @@
+"""The logits of the real ModelRunner over given tokens: one prefill, then decode steps."""
+
+import importlib.util
+
+import torch
+
+from tests.platform import recorder
+
+SERVER = {
+    "skip_tokenizer_init": True,
+    "dtype": "bfloat16",
+    "disable_cuda_graph": True,
+    "disable_radix_cache": True,
+    "disable_overlap_schedule": True,
+    "sampling_backend": "pytorch",
+    "max_running_requests": 4,
+    "max_total_tokens": 512,
+    "context_length": 256,
+    "mem_fraction_static": 0.5,
+    "random_seed": 0,
+    "log_level": "warning",
+}
+
+
+def logits(platform, path, requests, prompts, server, scales=None, trace=False) -> dict:
+    """path      a checkpoint
+    requests  for each its tokens: the prompt, then what decoding is made to take
+    prompts   for each the length of its prompt
+    server    what ServerArgs gets
+    scales    {"k": float, "v": float} of the KV cache
+    trace     keep the output of every module
+
+    Returns, each for the prefill and then every decode step:
+    logits    [request, vocabulary]
+    selected  [NSA layer][request], the positions that the indexer chose, sorted
+    launches  {"operators", "kernels", "tensor_operations": {name: count}}
+    trace     {module: output}
+    and slugs, what the patch set says of itself (None in a pristine tree).
+    """
+    from sglang import bench_one_batch
+
+    runner = model_runner(path, server, scales)
+    watch = Watch(runner.model, trace)
+    forwards = {"logits": [], "selected": [], "launches": [], "trace": []}
+
+    def keep(logits, batch, run):
+        forwards["logits"].append(logits.float().clone().cpu())
+        forwards["selected"].append(watch.positions(runner, batch))
+        forwards["launches"].append(
+            {
+                "operators": dict(run.operators),
+                "kernels": dict(run.kernels),
+                "tensor_operations": dict(run.tensor_operations),
+            }
+        )
+        forwards["trace"].append(watch.outputs)
+        watch.clear()
+
+    asked = [
+        request(i, tokens[:length])
+        for i, (tokens, length) in enumerate(zip(requests, prompts, strict=True))
+    ]
+    with recorder.record() as run:
+        _, logits, batch = bench_one_batch.extend(asked, runner)
+    keep(logits, batch, run)
+    for step in range(len(requests[0]) - prompts[0]):
+        taken = [tokens[length + step] for tokens, length in zip(requests, prompts, strict=True)]
+        taken = torch.tensor(taken, device=runner.device)
+        with recorder.record() as run:
+            _, logits = bench_one_batch.decode(taken, batch, runner)
+        keep(logits, batch, run)
+    return forwards | {"slugs": slugs()}
+
+
+def model_runner(path: str, server: dict, scales: dict | None):
+    from sglang import bench_one_batch
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import PortArgs, ServerArgs, set_global_server_args_for_scheduler
+
+    arguments = ServerArgs(model_path=path, **(SERVER | server))
+    set_global_server_args_for_scheduler(arguments)
+    bench_one_batch._set_envs_and_config(arguments)
+    bench_one_batch.initialize_moe_config(arguments)
+    bench_one_batch.initialize_fp8_gemm_config(arguments)
+    bench_one_batch.initialize_fp4_gemm_config(arguments)
+    if scales is not None:
+        load = ModelRunner.load_model
+        ModelRunner.load_model = lambda self: (load(self), set_scales(self, scales))
+    return ModelRunner(
+        model_config=ModelConfig.from_server_args(arguments),
+        mem_fraction_static=arguments.mem_fraction_static,
+        gpu_id=0,
+        tp_rank=0,
+        tp_size=1,
+        moe_ep_rank=0,
+        moe_ep_size=1,
+        pp_rank=0,
+        pp_size=1,
+        nccl_port=PortArgs.init_new(arguments).nccl_port,
+        server_args=arguments,
+    )
+
+
+def set_scales(runner, scales: dict[str, float]) -> None:
+    """As sglang's BaseKVCacheMethod leaves an attention layer whose checkpoint holds KV scales.
+
+    The loaders of Qwen3-MoE and gpt-oss give their attention no quantisation method to hold them.
+    """
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    for module in runner.model.modules():
+        if isinstance(module, RadixAttention):
+            for side, scale in scales.items():
+                value = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+                setattr(module, f"{side}_scale", value.to(runner.device))
+                setattr(module, f"{side}_scale_float", scale)
+
+
+def request(index: int, prompt: list[int]):
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    made = Req(
+        rid=str(index),
+        origin_input_text="",
+        origin_input_ids=prompt,
+        sampling_params=SamplingParams(temperature=0, max_new_tokens=16),
+    )
+    made.fill_ids = made.origin_input_ids
+    made.logprob_start_len = -1
+    made.set_extend_input_len(len(made.fill_ids))
+    return made
+
+
+class Watch:
+    """What the modules gave out in a forward pass: the indexers' choices; traced, all of them."""
+
+    def __init__(self, model, trace: bool) -> None:
+        self.clear()
+        for name, module in model.named_modules():
+            if type(module).__name__ == "Indexer":
+                module.register_forward_hook(self._keep_choice)
+            if trace and name:
+                module.register_forward_hook(self._keep_output(name))
+
+    def clear(self) -> None:
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.choices: list[torch.Tensor] = []
+
+    def _keep_choice(self, _module, _inputs, choice) -> None:
+        self.choices.append(choice)
+
+    def _keep_output(self, name):
+        def keep(_module, _inputs, output):
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor):
+                self.outputs[name] = first.clone().cpu()
+
+        return keep
+
+    def positions(self, runner, batch) -> list[list[torch.Tensor]]:
+        """The choices for each request's last token; the indexers give cache slots, -1 unused."""
+        lengths = batch.seq_lens.tolist()
+        rows = list(range(len(lengths)))
+        if self.choices and len(self.choices[0]) != len(rows):  # a prefill: a row for every token
+            rows = [end - 1 for end in torch.tensor(lengths).cumsum(0).tolist()]
+        pools = batch.req_pool_indices.tolist()
+        tables = [
+            runner.req_to_token_pool.req_to_token[pool, :length].cpu()
+            for pool, length in zip(pools, lengths, strict=True)
+        ]
+        return [
+            [positions(choice[row].cpu(), table) for row, table in zip(rows, tables, strict=True)]
+            for choice in self.choices
+        ]
+
+
+def positions(slots: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Where in a request's table of slots the chosen ones are, sorted."""
+    chosen = torch.isin(table, slots[slots >= 0])
+    if int(chosen.sum()) != int((slots >= 0).sum()):
+        raise AssertionError("the indexer chose a slot twice, or one of another request")
+    return chosen.nonzero().flatten()
+
+
+def slugs() -> dict | None:
+    if importlib.util.find_spec("sglang.srt.rocm_patches") is None:
+        return None
+    from sglang.srt import rocm_patches
+
+    return rocm_patches.report()["slugs"]

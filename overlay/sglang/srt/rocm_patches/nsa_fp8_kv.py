@@ -1,0 +1,166 @@
+"""FP8 KV cache of native sparse attention (NSA): who rotates, who writes, what TileLang can launch.
+
+Upstream: https://github.com/sgl-project/sglang/pull/21511. Its write in one launch is unreachable
+on HIP (#22314 there). Its fused rotation is aiter's, on gfx950 alone, overflows to NaN, and is
+decided in two places that disagree: rotated twice under an aiter attention backend (#24148), with
+the wrong positions under prefill context parallel (#32098), and for batches whose NSA backend is
+not TileLang. Here `ropes_in_core` decides for both places, on both architectures:
+
+    attention backend  NSA backend of the forward mode  who rotates, what writes
+    nsa                tilelang                         core, rope_and_write_rows, one launch
+    nsa                another                          prepare; the pool, write_rows
+    another, gfx950    (dense attention)                core, aiter's operator as upstream has it
+    another, gfx942    (dense attention)                prepare; the pool
+
+The NSA backend of a mode is as NativeSparseAttnBackend picks it: decode's for decode, target verify
+and draft extend, prefill's for every other extend. Prefill context parallel and idle batches are
+always rotated in prepare.
+
+k_scale is not applied: the readers of an NSA cache descale nothing, and the unfused paths write
+without it. Upstream's gfx950 path divides by it, which is right only while it is 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.rocm_patches import Slug, arch, nsa_fp8_kv_lds
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
+
+SLUG = Slug("nsa-fp8-kv")
+ACTIVE = SLUG.active
+
+if ACTIVE:
+    from sglang.srt.rocm_patches.nsa_fp8_kv_kernel import (
+        rope_and_write_rows,
+        saturating_cast,  # noqa: F401  for tilelang_sparse_fwd
+        write_rows,  # noqa: F401  for MLATokenToKVPool
+    )
+
+    _FP8_DTYPE = torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
+
+
+def holds_plain_rows(pool: MLATokenToKVPool) -> bool:
+    """Whether ``write_rows`` can fill the pool's rows; asked by ``set_mla_kv_buffer`` itself."""
+    return _declines(_why_not_plain(pool))
+
+
+def ropes_in_core(
+    attn: DeepseekV2AttentionMLA,
+    forward_batch: ForwardBatch,
+    llama_4_scaling: torch.Tensor | None,
+) -> bool:
+    """Whether forward_absorb_core rotates q_pe and k_pe, so that forward_absorb_prepare must not.
+
+    For NSA models. Depends on nothing that changes between the two.
+    """
+    from sglang.srt.layers.attention.nsa.utils import nsa_use_prefill_cp
+    from sglang.srt.utils import get_bool_env_var
+
+    if attn.rotary_emb is None or forward_batch.forward_mode.is_idle():
+        return False
+    if nsa_use_prefill_cp(forward_batch):
+        SLUG.decline("prefill context parallel gathers K from ranks with other positions")
+        return False
+    if attn.current_attention_backend != "nsa":
+        return arch() == "gfx950" and get_bool_env_var("SGLANG_USE_AITER")
+    return _declines(_why_not_fused(attn, forward_batch, llama_4_scaling))
+
+
+def rope_and_write(
+    attn: DeepseekV2AttentionMLA,
+    forward_batch: ForwardBatch,
+    q_nope: torch.Tensor,
+    q_pe: torch.Tensor,
+    k_nope: torch.Tensor,
+    k_pe: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Rotate, write this layer's rows at ``out_cache_loc`` and return q ``[T, H, L + R]``, whole.
+
+    Where `ropes_in_core` says so. q has the cache's type, so TileLang neither casts it nor, without
+    a q_rope, concatenates it again (https://github.com/sgl-project/sglang/pull/24125).
+    """
+    return rope_and_write_rows(
+        forward_batch.token_to_kv_pool.get_key_buffer(attn.attn_mqa.layer_id),
+        forward_batch.out_cache_loc,
+        q_nope,
+        q_pe,
+        k_nope,
+        k_pe,
+        positions,
+        attn.rotary_emb.cos_cache,
+        attn.rotary_emb.sin_cache,
+        attn.rotary_emb.is_neox_style,
+    )
+
+
+def fit_inner_iter(
+    q: torch.Tensor, kv: torch.Tensor, topk: int, block: int, threads: int, inner_iter: int
+) -> int:
+    """Upstream's choice of ``inner_iter`` for `tilelang_sparse_fwd`, or the next that fits the LDS.
+
+    Raises ValueError where TileLang has no kernel for q's heads.
+    """
+    return nsa_fp8_kv_lds.fit(
+        arch(),
+        fp8=kv.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+        heads=q.shape[1],
+        width=q.shape[2],
+        block=block,
+        inner_iter=inner_iter,
+        key_blocks=topk // block,
+        threads=threads,
+    )
+
+
+def _declines(reason: str | None) -> bool:
+    if reason is not None:
+        SLUG.decline(reason)
+    return reason is None
+
+
+def _why_not_plain(pool: MLATokenToKVPool) -> str | None:
+    if pool.dtype not in (_FP8_DTYPE, torch.bfloat16, torch.float16):
+        return f"the KV cache holds {pool.dtype}"
+    if pool.kv_cache_dim != pool.kv_lora_rank + pool.qk_rope_head_dim:
+        return f"rows of {pool.kv_cache_dim} bytes in the KV cache carry scales"
+    return None
+
+
+def _why_not_fused(
+    attn: DeepseekV2AttentionMLA,
+    forward_batch: ForwardBatch,
+    llama_4_scaling: torch.Tensor | None,
+) -> str | None:
+    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+    mode, pool, rope = (
+        forward_batch.forward_mode,
+        forward_batch.token_to_kv_pool,
+        attn.rotary_emb,
+    )
+    if _nsa_backend(mode) != "tilelang":
+        return f"{mode.name} runs the {_nsa_backend(mode)} NSA backend"
+    if llama_4_scaling is not None:
+        return "llama 4 scaling of q"
+    if getattr(type(pool), "set_mla_kv_buffer", None) is not MLATokenToKVPool.set_mla_kv_buffer:
+        return f"{type(pool).__name__} has a way of its own to write"  # HiSparse translates slots
+    if not hasattr(rope, "cos_cache") or 2 * rope.cos_cache.shape[-1] != attn.qk_rope_head_dim:
+        return f"{type(rope).__name__} does not hold cos and sin as aiter's does"
+    return _why_not_plain(pool)
+
+
+def _nsa_backend(mode: ForwardMode) -> str:
+    """As NativeSparseAttnBackend's forward_decode and forward_extend choose."""
+    from sglang.srt.server_args import get_global_server_args
+
+    server_args = get_global_server_args()
+    if mode.is_decode() or mode.is_target_verify() or mode.is_draft_extend(include_v2=True):
+        return server_args.nsa_decode_backend
+    return server_args.nsa_prefill_backend

@@ -145,8 +145,9 @@ def paged_attention_ragged(
         slots = kv_page_indices[keys[b] : keys[b + 1]].long()
         result = softmax_attention(
             query[b : b + 1],
-            descaled(key_cache[slots, 0], k_scale),
-            descaled(value_cache[slots, 0], v_scale),
+            # An "auto" cache is not FP8: k_scale and v_scale are not looked at.
+            key_cache[slots, 0].float(),
+            value_cache[slots, 0].float(),
             scale,
             torch.ones(1, len(slots), dtype=torch.bool, device=query.device),
             softcap=logits_soft_cap,

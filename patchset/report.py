@@ -16,10 +16,11 @@ from patchset.transition import Move
 WIDTH = 100
 _GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
 _GOOD = {"on", "upstream", states.PRISTINE, states.PATCHED}
-_BAD = {states.PARTIAL, states.UNKNOWN_RELEASE, states.DRIFTED, states.STRAY}
+_BAD = {states.PARTIAL, states.UNKNOWN_RELEASE, *states.FOREIGN}
 
 _MEANING = {
     states.ABSENT: "it should be there",
+    states.CRLF: "the release's text, but with CRLF line ends",
     states.DRIFTED: "no state of any covered release has it so",
     states.KNOWN: "right for another state of the tree",
     states.OUTDATED: "an older revision of this set made it",
@@ -119,14 +120,7 @@ def _why(state: State, file: FileState) -> str:
     owners = belongs_to(state.patchset, file.path, data)
     if owners:
         return f"it is this file of release {', '.join(owners)}"
-    if _is_crlf(state, file):
-        return "the release's text, but with CRLF line ends"
     return _MEANING[file.status]
-
-
-def _is_crlf(state: State, file: FileState) -> bool:
-    data = state.tree.read(file.path) or b""
-    return bool(belongs_to(state.patchset, file.path, data.replace(b"\r\n", b"\n")))
 
 
 # Refusals -------------------------------------------------------------------------------------
@@ -134,15 +128,13 @@ def _is_crlf(state: State, file: FileState) -> bool:
 
 def not_movable(state: State, home: Path) -> str:
     if not state.release:
-        near = state.nearest
-        shared = sum(file.pristine is not None for file in state.touched.values())
         return (
-            f"{headline(state)}: {shared} of the {len(state.touched)} files that the patches of "
-            f"{near.name if near else 'it'} touch are as they know them\n"
-            f"covered are: {state.patchset.covered()}\n"
-            f"install one of them, or see what they are: {command('list')}"
+            f"{headline(state)}; covered are: {state.patchset.covered()}\n"
+            f"the nearest is {state.nearest.name}, from which these files differ:\n"
+            f"{wrong_files(state)}\n"
+            f"install a covered release; for what each has: {command('list')}"
         )
-    count = sum(file.status in (states.DRIFTED, states.STRAY) for file in state.files)
+    count = sum(file.status in states.FOREIGN for file in state.files)
     return (
         f"{headline(state)}\n{count} file{'s are' if count > 1 else ' is'} not as any state of "
         f"this release has {'them' if count > 1 else 'it'}, so nothing was written:\n"
@@ -154,7 +146,7 @@ def _remedy(state: State, home: Path) -> str:
     """The one command that gives up what stands in the way."""
     tree, release = state.tree, state.release
     assert release
-    drifted = [f for f in state.files if f.status in (states.DRIFTED, states.STRAY)]
+    drifted = [file for file in state.files if file.status in states.FOREIGN]
     own = [str(tree.file(f.path)) for f in drifted if f.path.startswith(OVERLAY + "/")]
     theirs = [str(tree.file(f.path)) for f in drifted if not f.path.startswith(OVERLAY + "/")]
     if own:
@@ -167,7 +159,7 @@ def _remedy(state: State, home: Path) -> str:
             f"python3 -m pip install --force-reinstall --no-deps sglang=={release.name}"
         )
     git = f"git -C {shlex.quote(str(tree.root))}"
-    if all(_is_crlf(state, file) for file in drifted):
+    if all(file.status == states.CRLF for file in drifted):
         again = f"{git} -c core.autocrlf=false checkout -- {shlex.join(theirs)}"
         return f"to get the release's line ends: {again}"
     return f"to give up what differs: {git} checkout v{release.name} -- {shlex.join(theirs)}"

@@ -18,7 +18,9 @@ RIGHT, ABSENT, DRIFTED = "right", "absent", "drifted"
 KNOWN = "known"  # its content belongs to another state than the rest of the tree
 OUTDATED = "outdated"  # an older revision of this patch set made it
 STRAY = "stray"  # nothing this tool ever laid
+CRLF = "crlf"  # the release's text with other line ends than the release's
 STALE = "stale"  # a RECORD whose rows do not match the files
+FOREIGN = frozenset({DRIFTED, CRLF, STRAY})  # what this tool did not make and will not touch
 # Of a tree
 PRISTINE, PATCHED, PARTIAL, UNKNOWN_RELEASE = "pristine", "patched", "partial", "unknown-release"
 
@@ -36,18 +38,18 @@ class Touched(NamedTuple):
     found: str | None
     pristine: bytes | None  # None where no patch set explains what was found
     explained_by: list[frozenset[str]]  # each set of patches that makes it of the pristine bytes
-    outdated: bool
+    status: str = KNOWN  # or OUTDATED, DRIFTED, CRLF
 
 
 class State(NamedTuple):
     tree: Tree
     patchset: PatchSet
     release: Release | None
-    nearest: Release | None  # for an unknown release, the one that shares most files
     status: str
     on: frozenset[str]
     files: list[FileState]
     touched: Mapping[str, Touched]
+    nearest: Release  # the release, or for an unknown one that which shares most files
 
     @property
     def wrong(self) -> list[FileState]:
@@ -55,7 +57,7 @@ class State(NamedTuple):
 
     def image(self, on: Collection[str]) -> dict[str, bytes]:
         """Every file that the tool answers for, as it is while the slugs `on` are on."""
-        return _image(self.tree, self.patchset, self.release, self.touched, on)
+        return _image(self.tree, self.patchset, self.nearest, self.touched, on)
 
 
 class NotMovable(Refused):
@@ -77,23 +79,19 @@ def read(tree: Tree, patchset: PatchSet) -> State:
     release, touched = max(
         views, key=lambda view: (_share(view[1]), view[0].name == record.release)
     )
-    if _share(touched) < 0.5:
-        return State(tree, patchset, None, release, UNKNOWN_RELEASE, frozenset(), [], touched)
     on = _slugs_on(release, touched, record)
     image = _image(tree, patchset, release, touched, on)
-    files = [
-        *_touched_states(release, touched, image),
-        *_overlay_states(tree, patchset, record, image),
-    ]
+    files = _touched_states(release, touched, image)
+    if _share(touched) < 0.5:
+        # As many files as this would not be known if it were that release with a few changes.
+        return State(tree, patchset, None, UNKNOWN_RELEASE, frozenset(), files, touched, release)
+    files += _overlay_states(tree, patchset, record, image)
     files += _record_states(tree, touched, image, {f.path for f in files if f.status == ABSENT})
     seen = {file.status for file in files}
-    if seen & {DRIFTED, STRAY}:
-        status = DRIFTED
-    elif seen - {RIGHT}:
-        status = PARTIAL
-    else:
-        status = PATCHED if on else PRISTINE
-    return State(tree, patchset, release, None, status, on, files, touched)
+    status = PATCHED if on else PRISTINE
+    if seen - {RIGHT}:
+        status = DRIFTED if seen & FOREIGN else PARTIAL
+    return State(tree, patchset, release, status, on, files, touched, release)
 
 
 def belongs_to(patchset: PatchSet, path: str, data: bytes) -> list[str]:
@@ -119,7 +117,7 @@ def _touched(
         data = bytes_of(path)
         original = record.original(tree, path, blob_id(data)) if data is not None else None
         if data is not None and original is not None:
-            found[path] = Touched(blob_id(data), original, [], True)
+            found[path] = Touched(blob_id(data), original, [], OUTDATED)
     return found
 
 
@@ -127,15 +125,16 @@ def _touched_file(
     tree: Tree, release: Release, record: Record, path: str, data: bytes | None
 ) -> Touched:
     if data is None:
-        return Touched(None, None, [], False)
+        return Touched(None, None, [], DRIFTED)
     found = blob_id(data)
     explained_by, pristine = _explanations(release, path, data)
     if pristine is not None:
-        return Touched(found, pristine, explained_by, False)
+        return Touched(found, pristine, explained_by)
     original = record.original(tree, path, found)
-    if original is None or blob_id(original) != release.pristine_ids()[path]:
-        return Touched(found, None, [], False)
-    return Touched(found, original, [], True)
+    if original is not None and blob_id(original) == release.pristine_ids()[path]:
+        return Touched(found, original, [], OUTDATED)
+    is_crlf = _explanations(release, path, data.replace(b"\r\n", b"\n"))[0]
+    return Touched(found, None, [], CRLF if is_crlf else DRIFTED)
 
 
 def _explanations(
@@ -154,7 +153,7 @@ def _explanations(
 
 
 def _share(touched: Mapping[str, Touched]) -> float:
-    return sum(file.pristine is not None for file in touched.values()) / max(len(touched), 1)
+    return sum(file.status != DRIFTED for file in touched.values()) / max(len(touched), 1)
 
 
 def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) -> frozenset[str]:
@@ -182,11 +181,10 @@ def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) 
 def _image(
     tree: Tree,
     patchset: PatchSet,
-    release: Release | None,
+    release: Release,
     touched: Mapping[str, Touched],
     on: Collection[str],
 ) -> dict[str, bytes]:
-    assert release
     pristine = {path: t.pristine for path, t in touched.items() if t.pristine is not None}
     files = {path: patched(data, release.diffs(path, on)) for path, data in pristine.items()}
     if not on:
@@ -206,11 +204,8 @@ def _touched_states(
 ) -> list[FileState]:
     states = []
     for path, file in sorted(touched.items()):
-        if file.pristine is None:
-            states.append(FileState(path, DRIFTED, file.found, release.pristine_ids()[path]))
-            continue
-        expected = blob_id(image[path])
-        status = OUTDATED if file.outdated else RIGHT if file.found == expected else KNOWN
+        expected = blob_id(image[path]) if path in image else release.pristine_ids()[path]
+        status = RIGHT if file.found == expected else file.status
         states.append(FileState(path, status, file.found, expected))
     return states
 

@@ -1,0 +1,191 @@
+"""Catches NSA's q and K rotated twice, never or elsewhere, rows that readers misread, and NaN."""
+
+import pytest
+import torch
+
+from tests.modules.absorbed_mla import HISPARSE, LATENT, ROPE, inputs
+from tests.modules.pools import SLOTS, cache_dtype
+from tests.references import nsa_fp8_kv as reference
+from tests.tolerances import assert_bitwise, assert_close
+
+FORWARD = "tests.modules.absorbed_mla:forward"
+TOKENS, HEADS = 3, 8
+EXTENDS = ["EXTEND", "MIXED", "SPLIT_PREFILL", "DLLM_EXTEND"]
+DECODES = ["DECODE", "TARGET_VERIFY", "DRAFT_EXTEND", "DRAFT_EXTEND_V2"]
+caches = pytest.mark.parametrize("cache", ["bf16", "fp8"])
+
+
+@pytest.fixture
+def layer():
+    return inputs(TOKENS, HEADS)
+
+
+def kernel_ran(result) -> bool:
+    return "_rope_and_write_kernel" in result.kernels
+
+
+def check(platform, result, layer, cache="fp8", neox=False, slots=None, behind=None):
+    """Rows and q hold fp64's rotation, once, by each token's own position."""
+    found, dtype = result.outputs, cache_dtype(platform, cache)
+
+    def whole(latent_part, rotary_part, dtype=dtype):
+        angles = layer["positions"], found["cos"], found["sin"], neox
+        turned = reference.rotated(rotary_part, *angles)
+        return reference.saturated(torch.cat((latent_part.double(), turned), -1), dtype)
+
+    latent = layer["latent"][:, None]
+    rows = whole(latent[..., :LATENT], latent[..., LATENT:])
+    if behind is not None:
+        rows = torch.cat((rows, behind[:, None].double()))
+    slots = layer["slots"] if slots is None else slots
+    written = found["rows"].view(dtype)
+    assert_close(written[slots], rows, "ulp<=1", name="rows")
+    others = torch.ones(len(written), dtype=torch.bool)
+    others[slots] = False
+    assert (found["rows"][others] == 0xA5).all(), "a row without a token was written"
+    if found["q"] is not None:
+        # TileLang's q has the cache's type; aiter is given it in bf16.
+        seen = found["q"].view(dtype if found["q"].shape[-1] == LATENT + ROPE else torch.bfloat16)
+        assert_close(
+            seen, whole(found["q_nope"], layer["q"][..., -ROPE:], seen.dtype), "ulp<=1", name="q"
+        )
+
+
+@pytest.mark.parametrize("mode", EXTENDS + DECODES)
+@pytest.mark.parametrize(("prefill", "decode"), [("tilelang", "aiter"), ("aiter", "tilelang")])
+def test_each_mode_is_rotated_once_and_fused_where_its_backend_is_tilelang(
+    arms, platform, layer, mode, prefill, decode
+):
+    result = arms.patched.run(FORWARD, mode=mode, prefill=prefill, decode=decode, **layer)
+    check(platform, result, layer)
+    assert kernel_ran(result) == ((decode if mode in DECODES else prefill) == "tilelang")
+
+
+@caches
+@pytest.mark.parametrize("neox", [True, False], ids=["neox", "interleaved"])
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+def test_fusing_changes_no_bit(arms, platform, layer, cache, neox, mode):
+    given = layer | {"cache": cache, "neox": neox, "mode": mode}
+    fused = arms.patched.run(FORWARD, **given)
+    check(platform, fused, layer, cache, neox)
+    parted = arms.patched.run(FORWARD, fused=False, **given)
+    for name in ("rows", "output"):
+        assert_bitwise(fused.outputs[name], parted.outputs[name], name)
+    assert fused.outputs["launches"] < parted.outputs["launches"]
+    if platform.arch == "gfx942":  # there upstream rotates in fp32, too
+        pristine = arms.pristine.run(FORWARD, **given)
+        for name in ("rows", "output"):
+            assert_bitwise(fused.outputs[name], pristine.outputs[name], name)
+        assert fused.outputs["launches"] < pristine.outputs["launches"]
+
+
+@caches
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+@pytest.mark.parametrize("backend", ["tilelang", "aiter"])
+def test_switched_off_is_upstreams(arms, layer, cache, mode, backend):
+    given = layer | {"cache": cache, "mode": mode, "prefill": backend, "decode": backend}
+    expected, found = arms.pristine.run(FORWARD, **given), arms.off.run(FORWARD, **given)
+    for name in ("rows", "q", "output"):
+        assert_bitwise(found.outputs[name], expected.outputs[name], name)
+    assert found.outputs["launches"] == expected.outputs["launches"]
+
+
+@caches
+def test_context_parallel_rows_keep_the_positions_of_their_own_rank(arms, platform, layer, cache):
+    """https://github.com/sgl-project/sglang/pull/32098"""
+    behind = torch.randn(4, LATENT + ROPE).to(cache_dtype(platform, cache)).bfloat16()
+    slots = torch.randperm(SLOTS)[: TOKENS + 4] + 1
+    given = layer | {"cache": cache, "mode": "EXTEND", "slots": slots, "gathered": behind}
+    result = arms.patched.run(FORWARD, **given)
+    check(platform, result, layer, cache, slots=slots, behind=behind)
+    assert not kernel_ran(result)
+
+
+@caches
+@pytest.mark.parametrize("backend", ["aiter", "triton"])
+@pytest.mark.parametrize("mode", ["DECODE", "TARGET_VERIFY"])
+def test_a_dense_attention_backend_is_rotated_once(arms, platform, cache, backend, mode):
+    """https://github.com/sgl-project/sglang/pull/24148"""
+    layer = inputs(TOKENS, HEADS)
+    given = layer | {"cache": cache, "mode": mode, "attention_backend": backend}
+    found = arms.patched.run(FORWARD, **given).outputs
+    # gfx950 goes on with aiter's operator, which rounds the rotation three times in bf16.
+    dtype = cache_dtype(platform, cache)
+    angles = layer["positions"], found["cos"], found["sin"], False
+    truth = reference.rotated(layer["latent"][:, None, LATENT:], *angles)
+    rows = found["rows"].view(dtype)[layer["slots"]][..., LATENT:]
+    assert_close(rows, truth, "rel<=0.07 vs fp64" if cache == "fp8" else "rel<=0.01 vs fp64")
+
+
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+@pytest.mark.parametrize("fused", [None, False], ids=["fused", "parted"])
+def test_overflow_of_q_and_k_is_the_largest_value(arms, platform, mode, fused):
+    layer = inputs(TOKENS, HEADS, scale=500.0)
+    result = arms.patched.run(FORWARD, mode=mode, fused=fused, **layer)
+    check(platform, result, layer)
+    assert result.outputs["output"].isfinite().all()
+
+
+def test_k_scale_is_left_out_as_its_readers_do(arms, platform, layer):
+    for fused in (None, False):
+        result = arms.patched.run(FORWARD, k_scale=0.5, fused=fused, **layer)
+        check(platform, result, layer)
+
+
+def test_llama_4_scaling_is_rotated_once_without_the_fusion(arms, platform, layer):
+    scaling = torch.full((TOKENS, 1, 1), 2.0)
+    result = arms.patched.run(FORWARD, scaling=scaling, **layer)
+    check(platform, result, layer)
+    assert not kernel_ran(result)
+
+
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+def test_a_pool_that_translates_slots_writes_by_itself(arms, platform, layer, mode):
+    result = arms.patched.run(FORWARD, mode=mode, hisparse=True, **layer)
+    check(platform, result, layer, slots=(layer["slots"] + HISPARSE) % (SLOTS + 1))
+    assert not kernel_ran(result)
+
+
+def test_an_idle_rank_writes_nothing(arms, layer):
+    result = arms.patched.run(FORWARD, mode="IDLE", **layer)
+    assert (result.outputs["rows"] == 0xA5).all()
+    assert result.outputs["output"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["fused", "parted"])
+def test_tokens_without_a_slot_are_left_out(arms, platform, layer, fused):
+    layer["slots"][1] = -1
+    result = arms.patched.run(FORWARD, fused=fused, **layer)
+    kept = layer["slots"] >= 0
+    partial = {name: x[kept] if len(x) == TOKENS else x for name, x in layer.items()}
+    outputs = result.outputs | {"q": None}
+    check(platform, type(result)(outputs, {}, {}, {}), partial)
+
+
+@caches
+@pytest.mark.parametrize("heads", [8, 16, 32, 64, 128])
+def test_every_number_of_heads_gets_a_launch_that_fits_the_lds(arms, platform, cache, heads):
+    """https://github.com/sgl-project/sglang/pull/23963: 115200 bytes on gfx942."""
+    layer = inputs(1, heads)
+    outputs = arms.patched.run(FORWARD, cache=cache, **layer).outputs
+    (inner_iter,) = outputs["inner_iter"]
+    allocated = reference.LDS[platform.arch]
+    if (cache, heads, inner_iter) not in allocated:  # e4m3 tiles have 16 heads, however many
+        heads = 16
+    assert allocated[cache, heads, inner_iter] <= platform.lds_bytes
+
+
+def test_heads_that_tilelang_cannot_take_name_the_flag(arms, platform):
+    with pytest.raises(Exception, match=r"24 query heads a rank.*--tp-size"):
+        arms.patched.run(FORWARD, **inputs(1, 24))
+
+
+def test_a_pool_saturates_what_it_casts(arms, platform):
+    k_nope, k_rope = torch.randn(5, 1, 512).bfloat16() * 900, torch.randn(5, 1, 64).bfloat16() * 900
+    slots = torch.randperm(SLOTS)[:5] + 1
+    given = {"k_nope": k_nope, "k_rope": k_rope, "slots": slots, "cache": "fp8", "nsa": True}
+    result = arms.patched.run("tests.modules.pools:store_latent", **given)
+    row = torch.cat((k_nope, k_rope), -1).float().clamp(-platform.fp8_max, platform.fp8_max)
+    rows = result.outputs["rows"].view(platform.fp8_dtype)
+    assert_bitwise(rows[slots], row.to(platform.fp8_dtype), "rows")
+    assert result.kernels == {"_write_rows_kernel": 1}

@@ -53,6 +53,10 @@ class Journal:
     def exists(self) -> bool:
         return self.folder.exists()
 
+    def stamp(self) -> int:
+        """Another number whenever the journal's folder has come or gone."""
+        return self.tree.root.stat().st_mtime_ns
+
     def interrupted(self) -> str | None:
         """The command whose run has not ended, None where there is none."""
         try:
@@ -79,8 +83,9 @@ class Journal:
         except OSError as fault:
             raise refusal(fault) from fault
         try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"process %d" % os.getpid(), 0)
+            with contextlib.suppress(OSError):  # a courtesy to those who wait
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, b"process %d" % os.getpid(), 0)
             yield
         finally:
             with held_signals():
@@ -256,7 +261,7 @@ def refusal(fault: OSError) -> Refused:
 
 
 def _said(fault: OSError) -> str:
-    return f"cannot write {fault.filename}: {fault.strerror}"
+    return f"cannot write {fault.filename2 or fault.filename}: {fault.strerror}"
 
 
 def _advice(fault: OSError) -> str:

@@ -32,23 +32,31 @@ def move(
     tell: Callable[[str], None],
 ) -> Move:
     """Bring the tree to the state in which the slugs that `wanted` names are on."""
+
+    def survey() -> tuple[State, frozenset[str], list[Change]]:
+        state = states.read(tree, patchset)
+        target = frozenset(wanted(state))
+        return state, target, plan(state, target)
+
     journal, recovered = Journal(tree), None
     if journal.exists() and not dry_run:
         with journal.held(tell):
             recovered = journal.recover()
     # Without the lock first: what is refused, or done already, writes nothing at all.
-    before = states.read(tree, patchset)
-    target = frozenset(wanted(before))
-    changes = plan(before, target)
-    if dry_run or not changes:
-        return Move(before, before, target, [change.path for change in changes], recovered)
+    stamp = journal.stamp()
+    try:
+        before, target, changes = survey()
+        if dry_run or not changes:
+            return Move(before, before, target, [change.path for change in changes], recovered)
+    except Refused:
+        if dry_run or journal.stamp() == stamp:
+            raise  # else it may have been read while another writer was at work
     with journal.held(tell):
         recovered = journal.recover() or recovered
-        before = states.read(tree, patchset)
-        target = frozenset(wanted(before))
-        changes = plan(before, target)
-        journal.carry_out(changes, purpose)
-    after = states.read(tree, patchset)
+        before, target, changes = survey()
+        if changes:
+            journal.carry_out(changes, purpose)
+        after = states.read(tree, patchset)
     if after.on != target or after.wrong:
         raise NotMovable(after)
     return Move(before, after, target, [change.path for change in changes], recovered)

@@ -5,14 +5,15 @@ from unittest import mock
 
 import torch
 
+from ..platform import recorder
 from . import pools, setting
 
 REQUESTS, CONTEXT = 3, 64
 
 
-def _backend(platform, pool, heads, kv_heads, head_dim, requests, cache):
+def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache):
     from sglang.srt.configs.model_config import AttentionArch
-    from sglang.srt.layers.attention import aiter_backend
+    from sglang.srt.layers.attention import aiter_backend as upstream
 
     model = types.SimpleNamespace(
         dtype=torch.bfloat16,
@@ -38,9 +39,9 @@ def _backend(platform, pool, heads, kv_heads, head_dim, requests, cache):
         sliding_window_size=None,
     )
     with mock.patch.multiple(
-        aiter_backend, get_attention_tp_size=lambda: 1, is_dp_attention_enabled=lambda: False
+        upstream, get_attention_tp_size=lambda: 1, is_dp_attention_enabled=lambda: False
     ):
-        return aiter_backend.AiterAttnBackend(runner)
+        return upstream.AiterAttnBackend(runner)
 
 
 def extend_then_decode(platform, cache, q, k, v, lengths, k_scale=None, v_scale=None):
@@ -62,36 +63,23 @@ def extend_then_decode(platform, cache, q, k, v, lengths, k_scale=None, v_scale=
     layer = setting.attention_layer(
         heads, kv_heads, head_dim, **setting.scales(k_scale, v_scale, device)
     )
-    backend = _backend(platform, pool, heads, kv_heads, head_dim, requests, cache)
+    backend = aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache)
     lengths = lengths.to(torch.int64)
     indices = torch.arange(count, device=device)
 
     def step(mode, seq_lens, slots, rows):
-        batch = types.SimpleNamespace(
-            forward_mode=mode,
-            batch_size=count,
-            req_pool_indices=indices,
-            seq_lens=seq_lens,
-            seq_lens_cpu=seq_lens.cpu(),
-            seq_lens_sum=int(seq_lens.sum()),
-            spec_info=None,
-            encoder_lens=None,
-            token_to_kv_pool=pool,
-            out_cache_loc=slots,
-            extend_prefix_lens=torch.zeros_like(seq_lens),
-            extend_prefix_lens_cpu=[0] * count,
-            extend_seq_lens=seq_lens,
-            extend_seq_lens_cpu=seq_lens.tolist(),
-        )
+        batch = setting.forward_batch(mode, seq_lens, slots, pool)
         backend.init_forward_metadata(batch)
         forward = backend.forward_decode if mode.is_decode() else backend.forward_extend
         query, key, value = (each[rows].clone() for each in (q, k, v))
-        return forward(query.flatten(1), key, value, layer, batch)
+        return lambda: forward(query.flatten(1), key, value, layer, batch)
 
     total = int(lengths.sum())
     slots = [requests.req_to_token[i, : int(lengths[i])] for i in range(count)]
-    extended = step(ForwardMode.EXTEND, lengths, torch.cat(slots).long(), slice(0, total))
+    extended = step(ForwardMode.EXTEND, lengths, torch.cat(slots).long(), slice(0, total))()
     new = requests.req_to_token[indices, lengths].long()
-    decoded = step(ForwardMode.DECODE, lengths + 1, new, slice(total, total + count))
+    decode = step(ForwardMode.DECODE, lengths + 1, new, slice(total, total + count))
+    with recorder.measured():
+        decoded = decode()
     outputs = {"extended": extended, "decoded": decoded, "slots": torch.cat([*slots, new]).long()}
     return outputs | pools.contents(pool)

@@ -4,6 +4,7 @@ import types
 
 import torch
 
+from ..platform import recorder
 from ..platform.tensors import poisoned
 from . import setting
 
@@ -101,7 +102,8 @@ def store(platform, kind, cache, k, v, slots, k_scale=None, v_scale=None):
         pool = mha_pool(platform, cache, heads, head_dim, v.shape[-1])
     scales = setting.scales(k_scale, v_scale, platform.device)
     layer = setting.attention_layer(heads, heads, head_dim, v.shape[-1], **scales)
-    pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
+    with recorder.measured():
+        pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
     return contents(pool) | {"k": k, "v": v}
 
 
@@ -109,7 +111,8 @@ def store_latent(platform, cache, nsa, k_nope, k_rope, slots):
     setting.server_arguments()
     pool = latent_pool(platform, cache, nsa)
     layer = types.SimpleNamespace(layer_id=0)
-    pool.set_mla_kv_buffer(layer, slots, k_nope, k_rope)
+    with recorder.measured():
+        pool.set_mla_kv_buffer(layer, slots, k_nope, k_rope)
     rows = pool.get_key_buffer(0)
     return {"rows": rows.view(torch.uint8).clone(), "k_nope": k_nope, "k_rope": k_rope}
 

@@ -1,9 +1,8 @@
 """Scenario: upstream's RotaryEmbedding, alone and with the KV store that models fuse into it."""
 
-import types
-
 import torch
 
+from ..platform import recorder
 from . import pools, setting
 
 
@@ -23,7 +22,8 @@ def rotary_embedding(platform, head_dim, rotary_dim, neox):
 def rotate(platform, positions, q, k, head_dim, rotary_dim, neox):
     setting.server_arguments()
     rope = rotary_embedding(platform, head_dim, rotary_dim, neox)
-    q, k = rope(positions, q, k)
+    with recorder.measured():
+        q, k = rope(positions, q, k)
     return {"q": q, "k": k, "table": rope.cos_sin_cache}
 
 
@@ -31,6 +31,7 @@ def rotate_and_store(
     platform, kind, cache, positions, q, k, v, slots, heads, neox, k_scale=None, v_scale=None
 ):
     """As qwen3_moe and gpt_oss do it: one flag for the fused store and for save_kv_cache."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.models.utils import create_fused_set_kv_buffer_arg, enable_fused_set_kv_buffer
 
     setting.server_arguments()
@@ -46,13 +47,15 @@ def rotate_and_store(
         sliding_window_size=8 if kind == "swa" else -1,
         **setting.scales(k_scale, v_scale, platform.device),
     )
-    batch = types.SimpleNamespace(token_to_kv_pool=pool, out_cache_loc=slots)
+    lengths = torch.ones(tokens, dtype=torch.int64, device=platform.device)
+    batch = setting.forward_batch(ForwardMode.DECODE, lengths, slots, pool)
     rope = rotary_embedding(platform, head_dim, head_dim, neox)
     fused = enable_fused_set_kv_buffer(batch)
-    argument = create_fused_set_kv_buffer_arg(v, layer, batch) if fused else None
-    q, k = rope(positions, q, k, fused_set_kv_buffer_arg=argument)
-    if not fused:
-        rows = k.view(tokens, kv_heads, head_dim).clone()
-        pool.set_kv_buffer(layer, slots, rows, v.clone(), layer.k_scale, layer.v_scale)
+    with recorder.measured():
+        argument = create_fused_set_kv_buffer_arg(v, layer, batch) if fused else None
+        q, k = rope(positions, q, k, fused_set_kv_buffer_arg=argument)
+        if not fused:
+            rows = k.view(tokens, kv_heads, head_dim).clone()
+            pool.set_kv_buffer(layer, slots, rows, v.clone(), layer.k_scale, layer.v_scale)
     outputs = {"q": q, "k": k, "table": rope.cos_sin_cache, "fused": fused}
     return outputs | pools.contents(pool)

@@ -94,3 +94,28 @@ def scales(k_scale: float | None, v_scale: float | None, device) -> dict:
         "k_scale_float": k_scale,
         "v_scale_float": v_scale,
     }
+
+
+def forward_batch(mode, seq_lens: torch.Tensor, slots: torch.Tensor, pool, prefix=None, **fields):
+    """A real ForwardBatch. `seq_lens` [B] with the new tokens, of which `prefix` [B] are older."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    prefix = torch.zeros_like(seq_lens) if prefix is None else prefix
+    device = seq_lens.device
+    batch = ForwardBatch(
+        forward_mode=mode,
+        batch_size=len(seq_lens),
+        input_ids=torch.zeros(len(slots), dtype=torch.int64, device=device),
+        req_pool_indices=torch.arange(len(seq_lens), device=device),
+        seq_lens=seq_lens,
+        seq_lens_cpu=seq_lens.cpu(),
+        seq_lens_sum=int(seq_lens.sum()),
+        out_cache_loc=slots,
+        extend_prefix_lens=prefix,
+        extend_prefix_lens_cpu=prefix.tolist(),
+        extend_seq_lens=seq_lens - prefix,
+        extend_seq_lens_cpu=(seq_lens - prefix).tolist(),
+        **fields,
+    )
+    batch.token_to_kv_pool = pool
+    return batch

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.modules.test_pools import assert_cache
 from tests.tolerances import assert_bitwise
 
 SCENARIO = "tests.modules.backend:extend_then_decode"
@@ -45,6 +46,24 @@ def test_both_phases_attend_to_all_that_came_before(either_arm, batch, cache):
     result = either_arm.run(SCENARIO, cache=cache, **batch).outputs
     for phase, truth in attention(batch).items():
         assert relative_error(result[phase], truth) < (0.1 if cache == "fp8" else 0.01), phase
+
+
+def test_scaled_caches_are_read_as_they_were_written(arms, batch):
+    """Upstream drops the scales in decode: https://github.com/sgl-project/sglang/pull/26852."""
+    given = batch | {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.3}
+    result = arms.patched.run(SCENARIO, **given).outputs
+    for phase, truth in attention(batch).items():
+        assert relative_error(result[phase], truth) < 0.1, phase
+
+
+@pytest.mark.parametrize("scales", [(None, None), (0.7, 0.3)], ids=str)
+def test_decode_stores_what_prefill_would(arms, platform, batch, scales):
+    given = batch | {"cache": "fp8", "k_scale": scales[0], "v_scale": scales[1]}
+    result = arms.patched.run(SCENARIO, **given)
+    for name, scale in zip(("k", "v"), scales, strict=True):
+        cache = result.outputs[f"{name}_cache"]
+        values, slots = batch[name], result.outputs["slots"]
+        assert_cache(platform, "fp8", cache, values, scale, slots, f"{name}_cache")
 
 
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])

@@ -97,3 +97,10 @@ def test_switched_off_rope_is_upstreams(arms, kind, cache, neox, scales):
     for name in ("q", "k", "k_cache", "v_cache"):
         assert_bitwise(result.outputs[name], expected.outputs[name], name)
     assert result.launches == expected.launches
+
+
+def test_rope_and_its_store_are_one_launch(arms):
+    given = fused_inputs("swa", "fp8", True, (0.7, 0.3))
+    result = arms.patched.run("tests.modules.rope:rotate_and_store", **given)
+    assert sum(result.kernels.values()) == 1
+    assert not result.operators

@@ -10,7 +10,7 @@ Several scenarios may share the process; one that leaves things behind runs with
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from .value import Platform
 
 @dataclass(frozen=True)
 class Result:
-    outputs: dict
+    outputs: dict = field(repr=False)
     operators: dict[str, int]
     kernels: dict[str, int]
     tensor_operations: dict[str, int]

@@ -7,6 +7,10 @@
     run.launches                               # all of them, torch's own included
 
 What a reference does inside counts as the one operator that it stands for.
+A scenario of an arm marks the part that counts, without its own preparations:
+
+    with recorder.measured():
+        ...
 """
 
 import collections
@@ -22,6 +26,11 @@ class Run:
     operators: collections.Counter = field(default_factory=collections.Counter)
     kernels: collections.Counter = field(default_factory=collections.Counter)
     tensor_operations: collections.Counter = field(default_factory=collections.Counter)
+    finished: bool = False
+
+    def count(self, kind: str, name: str) -> None:
+        if not self.finished:
+            getattr(self, kind)[name] += 1
 
     @property
     def launches(self) -> int:
@@ -49,7 +58,7 @@ def launch(kind: str, name: str, function, args, kwargs):
         _depth -= 1
     if outermost:
         for run in _runs:
-            getattr(run, kind)[name] += 1
+            run.count(kind, name)
         if _capture is not None:
             _capture(function, args, kwargs, result)
     return result
@@ -91,7 +100,7 @@ class _TensorOperations(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function._schema.name
         if not inside_a_launch() and not function.is_view and name not in self.ALLOCATIONS:
-            self.run.tensor_operations[name] += 1
+            self.run.count("tensor_operations", name)
         return result
 
 
@@ -104,6 +113,17 @@ def record():
             yield run
     finally:
         _runs.remove(run)
+
+
+@contextlib.contextmanager
+def measured():
+    """Only what runs inside counts for the runs that are being recorded."""
+    for run in _runs:
+        for counter in (run.operators, run.kernels, run.tensor_operations):
+            counter.clear()
+    yield
+    for run in _runs:
+        run.finished = True
 
 
 def count_triton_launches() -> None:

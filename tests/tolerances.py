@@ -107,3 +107,13 @@ def _report(wrong, actual, expected, worst, name, numerics):
     if worst is not None:
         message += f"; the worst is {worst[wrong].max().item():.4g}"
     raise AssertionError(message)
+
+
+# Logits of a whole model, by the format of its KV cache: how far a request's row may lie from
+# another arm's, and from transformers' in fp32 with an unquantised cache; L2, relative to the row.
+LOGITS_BETWEEN_ARMS = {"bf16": 0.02, "fp8": 0.06}
+LOGITS_FROM_TRANSFORMERS = {"bf16": 0.03, "fp8": 0.1}
+# Of what a sparse-attention indexer selects from a context longer than it may keep: the least
+# share that two arms have in common, and an arm with transformers, which quantises nothing.
+SELECTED_BETWEEN_ARMS = 0.98
+SELECTED_FROM_TRANSFORMERS = 0.9

@@ -1,0 +1,78 @@
+"""The models, cache formats and settings that the arms are compared in."""
+
+from dataclasses import dataclass, field
+
+from tests.engine import arms
+from tests.engine.checkpoints import checkpoint
+from tests.platform.value import ARCHS
+
+AITER = {"attention_backend": "aiter"}
+UNIFIED = {"SGLANG_USE_AITER_UNIFIED_ATTN": "1"}
+LONG = {"max_total_tokens": 2560, "context_length": 2400, "chunked_prefill_size": 4096}
+# What a checkpoint may say of its KV cache. Neither 1 nor a power of two, and not the same: a scale
+# that is dropped, squared, or taken from the other of the two moves every value.
+SCALES = {"k": 0.11, "v": 0.037}
+
+
+@dataclass(frozen=True)
+class Case:
+    checkpoint: str
+    kv: str  # "bf16" or "fp8"
+    slugs: tuple[str, ...]  # those that change what is launched
+    archs: tuple[str, ...] = ARCHS
+    server: dict = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] | None = None
+    # Architectures where upstream's logits are to be had bit for bit.
+    bitwise: tuple[str, ...] = ()
+    # What upstream gets wrong here, so that only transformers says what is right.
+    upstream_fault: str | None = None
+    # What upstream gets wrong and no slug is about, so that transformers cannot be met.
+    unmended_fault: str | None = None
+
+    def result(self, arm: str, platform, trace: bool = False) -> dict:
+        """What tests.engine.scenarios.teacher_forced.logits returns in an arm."""
+        model = checkpoint(self.checkpoint)
+        return arms.result(
+            arm,
+            platform,
+            "teacher_forced:logits",
+            self.environment,
+            path=str(model.path),
+            requests=model.requests,
+            prompts=model.prompts,
+            server=self.server | {"kv_cache_dtype": {"bf16": "auto", "fp8": "fp8_e4m3"}[self.kv]},
+            scales=self.scales,
+            trace=trace,
+        )
+
+
+DIVIDED = "prefill divides the live k and v by their scales; decode stores without them"
+WINDOW = "decode attends to one key fewer than the window holds"
+NSA = ("layernorm", "indexer", "nsa-fp8-kv")
+ROPE = ("rope-kv-store",)
+WRITE = ("fp8-kv-write",)
+
+CASES = {
+    "glm-5-bf16": Case("glm-5", "bf16", NSA, bitwise=("gfx942",)),
+    "glm-5-fp8": Case("glm-5", "fp8", NSA, bitwise=("gfx942",)),
+    "gpt-oss-bf16": Case(
+        "gpt-oss", "bf16", ROPE, ("gfx942",), AITER, unmended_fault=WINDOW
+    ),
+    "gpt-oss-fp8-scaled": Case(
+        "gpt-oss", "fp8", ROPE, ("gfx950",), AITER, {}, SCALES, (), DIVIDED, WINDOW
+    ),
+    "qwen3-moe-bf16": Case("qwen3-moe", "bf16", ROPE, ("gfx950",), AITER),
+    "qwen3-moe-fp8-scaled": Case(
+        "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx942",), AITER, {}, SCALES, (), DIVIDED
+    ),
+    "minimax-m2-fp8": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, UNIFIED, bitwise=("gfx942",)
+    ),
+    "minimax-m2-fp8-scaled": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), DIVIDED
+    ),
+    "minimax-m2-fp8-scaled-unified": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx950",), AITER, UNIFIED, SCALES, (), DIVIDED
+    ),
+}  # fmt: skip

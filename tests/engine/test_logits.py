@@ -1,0 +1,61 @@
+"""Catches a patched model that is another model: through any slug, in prefill or in decode."""
+
+import pytest
+import torch
+
+from tests.engine.arms import SLUGS
+from tests.engine.cases import CASES, Case
+from tests.engine.checkpoints import checkpoint
+from tests.engine.compare import apart, culprits, distance, oracle, parting
+from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=CASES)
+def case(request, platform) -> Case:
+    chosen = CASES[request.param]
+    if platform.arch not in chosen.archs:
+        pytest.skip(f"this case runs on {', '.join(chosen.archs)}")
+    return chosen
+
+
+def test_with_every_switch_off_the_logits_are_upstreams_bit_for_bit(case, platform):
+    pristine, off = (case.result(arm, platform) for arm in ("pristine", "off"))
+    assert {slug["state"] for slug in off["slugs"].values()} == {"off: SGLANG_ROCM_PATCHES=0"}
+    assert off["launches"] == pristine["launches"]
+    if not all(map(torch.equal, off["logits"], pristine["logits"])):
+        pytest.fail(f"arm off: {parting(case, platform, ('off', 'pristine'), 0)}")
+
+
+def test_patched_logits_are_upstreams(case, platform):
+    if case.upstream_fault:
+        pytest.skip(f"upstream is wrong here: {case.upstream_fault}")
+    bound = 0 if platform.arch in case.bitwise else LOGITS_BETWEEN_ARMS[case.kv]
+    pristine, patched = (case.result(arm, platform)["logits"] for arm in ("pristine", "patched"))
+    if apart(patched, pristine, bound):
+        pytest.fail(
+            f"arm patched, slugs {', '.join(culprits(case, platform, bound)) or 'only together'}: "
+            f"{parting(case, platform, ('patched', 'pristine'), bound)}"
+        )
+
+
+def test_patched_logits_are_transformers_and_no_farther_from_it_than_upstreams(case, platform):
+    bound = LOGITS_FROM_TRANSFORMERS[case.kv]
+    pristine, patched = (case.result(arm, platform)["logits"] for arm in ("pristine", "patched"))
+    for forward, (upstream, ours) in enumerate(zip(pristine, patched, strict=True)):
+        truth = oracle(checkpoint(case.checkpoint), forward)
+        theirs, found = (distance(x[:, : truth.shape[1]], truth) for x in (upstream, ours))
+        allowed = torch.full_like(found, bound)
+        if case.unmended_fault and forward:
+            allowed = theirs + LOGITS_BETWEEN_ARMS[case.kv]
+        where = f"forward {forward}: patched {found.tolist()}, upstream {theirs.tolist()}"
+        assert (found <= allowed).all(), f"{where}, allowed {allowed.tolist()}"
+        assert (found <= theirs + LOGITS_BETWEEN_ARMS[case.kv]).all(), where
+        if case.upstream_fault:
+            assert (theirs > 2 * bound).any(), f"upstream is right after all; {where}"
+
+
+def test_every_slug_is_active_and_declines_nothing(case, platform):
+    slugs = case.result("patched", platform)["slugs"]
+    assert slugs == {slug: {"state": "active", "declined": []} for slug in SLUGS}

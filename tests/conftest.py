@@ -11,7 +11,8 @@
 Beside them: tests/platform/tensors.py (poisoned, strided, boundaries, ODD_SIZES),
 tests/tolerances.py (assert_close, assert_bitwise), tests/kernels/aot.py (machine code for AMD).
 `overlay/` is on the path, so `import sglang.srt.rocm_patches.<module>` finds the overlay's modules
-without sglang. What needs an sglang tree runs in a process of its own (tests/platform/run.py).
+without sglang. What needs an sglang tree runs in a process of its own (tests/platform/arm.py);
+`--patched-tree TREE` puts another tree in the patched one's place, for example a faulty one.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import value
+from tests.platform import trees, value
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("platform")
     group.addoption("--platform", choices=["rocm", "cuda", "cpu"], help="default: what is there")
     group.addoption("--arch", choices=value.ARCHS, help="default: all that the platform stands for")
+    group.addoption("--patched-tree", type=Path, help="default: the series applied to a copy")
     group.addoption("--seed", type=int, help="default: a new one for every run")
 
 
@@ -40,6 +42,7 @@ def pytest_configure(config):
         config.option.seed = config.workerinput["seed"]
     elif config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 31)
+    trees.given_instead = config.option.patched_tree
     config.platforms = []
     if importlib.util.find_spec("torch") is None:  # the tool's own tests do without
         return

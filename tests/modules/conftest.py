@@ -1,51 +1,22 @@
 """Arms: upstream's modules pristine, patched, and patched with every switch off.
 
-arms        .pristine, .patched and .off: each a tests.platform.arm.Arm on the test's platform
+arms        .pristine, .patched and .off: each a tests.platform.arm.Arm on the test's platform;
+            .patched_with(SGLANG_...="...") one with other settings
 either_arm  the pristine one, then the patched one
 """
 
 import functools
-import hashlib
 import importlib.util
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.platform.arm import Arm
+from tests.platform.trees import patched_tree, pristine_tree
 from tests.platform.value import Platform
 
-ROOT = Path(__file__).resolve().parents[2]
 RELEASES = ["0.5.10.post1"]
-
-
-def pristine_tree(release: str) -> Path:
-    tree = ROOT / "build" / f"sglang-{release}"
-    if not tree.is_dir():
-        pytest.fail(f"no {tree}; python3 apply.py status --fetch {release} fetches it")
-    return tree
-
-
-@functools.cache
-def patched_tree(release: str) -> Path:
-    """The whole series applied to a copy, which is made anew when the set has changed."""
-    sources = sorted([*ROOT.glob(f"patches/{release}/*"), *ROOT.glob("overlay/**/*.py")])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    tree = ROOT / "build" / "trees" / f"sglang-{release}-{digest[:16]}"
-    if not tree.is_dir():
-        tree.parent.mkdir(exist_ok=True)
-        unfinished = tree.with_name(f"{tree.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(pristine_tree(release), unfinished, ignore=ignored)
-        command = [sys.executable, ROOT / "apply.py", "apply", "--tree", unfinished]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        unfinished.rename(tree)
-    return tree
 
 
 @dataclass(frozen=True)
@@ -59,11 +30,11 @@ class Arms:
 
     @property
     def patched(self) -> Arm:
-        return _arm(patched_tree(self.release), self.platform)
+        return self.patched_with()
 
     @property
     def off(self) -> Arm:
-        return _arm(patched_tree(self.release), self.platform, SGLANG_ROCM_PATCHES="0")
+        return self.patched_with(SGLANG_ROCM_PATCHES="0")
 
     def patched_with(self, **switches: str) -> Arm:
         return _arm(patched_tree(self.release), self.platform, **switches)

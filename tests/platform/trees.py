@@ -1,0 +1,50 @@
+"""The sglang trees of the arms: a release as published, and with the whole series applied."""
+
+import functools
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+
+# A tree to take for the patched one, for example with a fault put in: `--patched-tree`.
+given_instead: Path | None = None
+
+
+def pristine_tree(release: str) -> Path:
+    tree = BUILD / f"sglang-{release}"
+    if not tree.is_dir():
+        raise FileNotFoundError(f"{tree}; `python3 apply.py status --fetch {release}` fetches it")
+    return tree
+
+
+def patched_tree(release: str) -> Path:
+    return given_instead or _series_applied(release)
+
+
+@functools.cache
+def _series_applied(release: str) -> Path:
+    """A patched copy, made anew when patches or overlay have changed."""
+    sources = sorted([*ROOT.glob(f"patches/{release}/*"), *ROOT.glob("overlay/**/*.py")])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    tree = BUILD / "trees" / f"sglang-{release}-{digest[:16]}"
+    if not tree.is_dir():
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
+            made = Path(folder, "tree")
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(pristine_tree(release), made, ignore=ignored)
+            command = [sys.executable, ROOT / "apply.py", "apply", "--tree", made]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{release} could not be patched: {done.stdout}{done.stderr}")
+            try:
+                made.rename(tree)
+            except OSError:  # not empty: another worker was faster
+                if not tree.is_dir():
+                    raise
+    return tree

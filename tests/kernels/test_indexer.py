@@ -12,6 +12,7 @@ from sglang.srt.rocm_patches.indexer_kernel import (
 )
 
 from tests.kernels import aot
+from tests.platform import operators
 from tests.platform.tensors import boundaries, poisoned, strided
 from tests.references import indexer as reference
 from tests.tolerances import assert_bitwise, assert_close
@@ -147,6 +148,14 @@ def test_as_many_tokens_as_both_have(platform, tokens, slots):
     assert_bitwise(*both(platform, k[:tokens], loc[:slots], pages=16))
 
 
+def test_no_tokens_launch_nothing(platform, monkeypatch):
+    monkeypatch.delattr(indexer_kernel, "_store_index_k_kernel")
+    both(platform, keys(platform, 0), torch.arange(0, device=platform.device))
+    monkeypatch.delattr(indexer_kernel, "_scale_head_gates_kernel")
+    gates = torch.empty(0, 32, device=platform.device)
+    assert scale_head_gates(gates, gates.unsqueeze(-1), 1.0, 1.0).shape == (0, 32, 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_slots_of_either_width_with_gaps(platform, dtype):
     slots = torch.full((20,), 3, dtype=dtype, device=platform.device)[::2]
@@ -192,30 +201,26 @@ def test_what_does_not_fit_is_refused_by_name(platform):
         store_index_k(k, torch.zeros(4, 132, device=platform.device), slots, 1, platform.fp8_dtype)
 
 
-def test_aiters_scale_is_act_quants_on_gfx950_and_not_on_gfx942(platform):
-    """Why the hook calls aiter's operator on the one and never on the other."""
-    amax = finite_bf16().float()
-    same = reference.act_quant_scale(amax, platform.act_quant_max) == reference.aiter_scale(
-        amax, platform.fp8_max
-    )
-    assert bool(same.all()) == (platform.arch == "gfx950")
+def aiters_store(platform):
+    if platform.name == "rocm":
+        from aiter.ops.cache import indexer_k_quant_and_cache
+
+        return indexer_k_quant_and_cache
+    return operators.install(platform)["aiter.ops.cache.indexer_k_quant_and_cache"]
 
 
-def test_aiters_operator_writes_the_same_bytes_where_the_hook_calls_it(platform):
-    if platform.name != "rocm" or platform.arch != "gfx950":
-        pytest.skip("needs aiter on gfx950")
-    from aiter.ops.cache import indexer_k_quant_and_cache
-
-    amax = finite_bf16().to(platform.device)
-    k = (torch.rand(len(amax), HEAD_DIM, device=platform.device) * 2 - 1).bfloat16() * amax[:, None]
+def test_aiters_operator_has_act_quants_bytes_on_gfx950_and_not_on_gfx942(platform):
+    """Why the hook calls it on the one and never on the other."""
+    amax = finite_bf16()
+    k = (torch.rand(len(amax), HEAD_DIM) * 2 - 1).bfloat16() * amax[:, None]
     k[:, 5] = amax
     slots = torch.arange(len(k), device=platform.device)
-    ours = poisoned((len(k), PAGE_BYTES_PER_SLOT), torch.uint8, platform.device)
-    theirs = ours.clone()
-    store_index_k(k, ours, slots, 1, platform.fp8_dtype)
-    pages = theirs.view(len(k), 1, PAGE_BYTES_PER_SLOT).view(platform.fp8_dtype)
-    indexer_k_quant_and_cache(k, pages, slots, HEAD_DIM, "ue8m0")
-    assert_bitwise(theirs, ours)
+    cache = poisoned((len(k), PAGE_BYTES_PER_SLOT), torch.uint8, platform.device)
+    pages = cache.unsqueeze(1).view(platform.fp8_dtype)
+    aiters_store(platform)(k.to(platform.device), pages, slots, HEAD_DIM, "ue8m0")
+    values, scales = reference.act_quant(k, platform.act_quant_max, platform.fp8_dtype)
+    expected = torch.cat([values.view(torch.uint8), scales[:, None].view(torch.uint8)], dim=1)
+    assert torch.equal(cache.cpu(), expected) == (platform.arch == "gfx950")
 
 
 @pytest.mark.parametrize("heads", [32, 64])

@@ -6,6 +6,7 @@ from sglang.srt.rocm_patches import layernorm_kernel
 from sglang.srt.rocm_patches.layernorm_kernel import MAX_BLOCK, launch_parameters, layernorm
 
 from tests.kernels import aot
+from tests.platform import operators
 from tests.platform.tensors import ODD_SIZES, poisoned, strided
 from tests.references import layernorm as reference
 from tests.tolerances import assert_bitwise, assert_close
@@ -57,6 +58,11 @@ def test_a_constant_row_gives_the_bias(platform):
     assert_bitwise(layernorm(x, weight, bias, EPS), bias.expand_as(x).contiguous())
 
 
+def test_eps_counts_where_the_variance_is_small(platform):
+    x, weight, bias = inputs(platform, 5, K_NORM)
+    check(x * 2**-10, weight, bias)
+
+
 @pytest.mark.parametrize("with_weight", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_missing_parameter_is_not_applied(platform, with_weight, with_bias):
@@ -76,6 +82,12 @@ def test_a_nan_stays_in_its_row(platform):
 def test_any_rank_and_no_rows(platform, shape):
     _, weight, bias = inputs(platform, 1, K_NORM)
     check(torch.randn(shape, device=platform.device).bfloat16(), weight, bias)
+
+
+def test_no_rows_launch_nothing(platform, monkeypatch):
+    monkeypatch.delattr(layernorm_kernel, "_layernorm_kernel")
+    x, weight, bias = inputs(platform, 0, K_NORM)
+    assert layernorm(x, weight, bias, EPS).shape == (0, K_NORM)
 
 
 @pytest.mark.parametrize("gap", [1, 8])
@@ -118,22 +130,20 @@ def test_parameters_of_another_shape_are_refused_by_name(platform):
         layernorm(x, weight, bias.repeat_interleave(2)[::2], EPS)
 
 
-def test_aiters_operator_is_in_the_same_numerics_class(platform):
-    x, weight, bias = inputs(platform, 512, K_NORM)
-    result = reference.aiter_layernorm2d_fwd(
-        x, weight, bias, EPS, truncate=platform.ck_truncates_bf16
-    )
-    assert_close(result, reference.layernorm(x, weight, bias, EPS), NUMERICS, reduction=K_NORM)
+def aiters_layernorm(platform):
+    if platform.name == "rocm":
+        from aiter import layernorm2d_fwd
+
+        return layernorm2d_fwd
+    return operators.install(platform)["aiter.layernorm2d_fwd"]
 
 
-def test_aiters_operator_is_what_its_reference_says(platform):
-    if platform.name != "rocm":
-        pytest.skip("needs aiter")
-    from aiter import layernorm2d_fwd
-
-    x, weight, bias = inputs(platform, 512, K_NORM)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_aiters_operator_is_in_the_same_numerics_class(platform, dtype):
+    x, weight, bias = inputs(platform, 512, K_NORM, dtype)
+    result = aiters_layernorm(platform)(x, weight, bias, EPS)
     truth = reference.layernorm(x, weight, bias, EPS)
-    assert_close(layernorm2d_fwd(x, weight, bias, EPS), truth, NUMERICS, reduction=K_NORM)
+    assert_close(result, truth, NUMERICS, reduction=K_NORM)
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])

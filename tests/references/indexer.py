@@ -1,33 +1,11 @@
 """The indexer's K quantisation, its cache layouts and its head gates, in plain torch.
 
-`act_quant` and the page of one slot are sglang's. The layouts with more slots are aiter's; so is
-`aiter_scale`, which differs from act_quant's.
+`act_quant` and the page of one slot are sglang's; the layouts with more slots are aiter's.
 """
 
 import torch
 
 HEAD_DIM = 128
-AMAX_FLOOR = torch.tensor(1e-4, dtype=torch.float32)
-
-
-def act_quant_scale(amax: torch.Tensor, quant_max: float) -> torch.Tensor:
-    """sglang's ue8m0 scale of an fp32 amax: exponent arithmetic on the bits."""
-    _require(amax, torch.float32, "amax")
-    product = torch.maximum(amax, AMAX_FLOOR.to(amax.device)) * torch.tensor(
-        1 / quant_max, dtype=torch.float32, device=amax.device
-    )
-    bits = product.view(torch.int32)
-    exponent = (bits >> 23) & 0xFF
-    exponent += (bits & 0x7FFFFF) != 0
-    return (exponent << 23).view(torch.float32)
-
-
-def aiter_scale(amax: torch.Tensor, quant_max: float) -> torch.Tensor:
-    """aiter's ue8m0 scale of an fp32 amax: a division, then log2 and exp2, each rounded once."""
-    _require(amax, torch.float32, "amax")
-    scale = torch.maximum(amax, AMAX_FLOOR.to(amax.device)) / quant_max
-    logarithm = scale.double().log2().float()
-    return logarithm.ceil().double().exp2().float()
 
 
 def act_quant(k: torch.Tensor, quant_max: float, dtype: torch.dtype):
@@ -36,7 +14,11 @@ def act_quant(k: torch.Tensor, quant_max: float, dtype: torch.dtype):
         raise ValueError(f"k is {tuple(k.shape)}, not [T, {HEAD_DIM}]")
     _require(k, torch.bfloat16, "k")
     k = k.float()
-    scale = act_quant_scale(k.abs().amax(1), quant_max)
+    product = k.abs().amax(1).clamp(min=1e-4) * k.new_tensor(1 / quant_max)
+    # The least power of two that is no smaller: on the bits, as the kernel does it.
+    bits = product.view(torch.int32)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0)
+    scale = (exponent << 23).view(torch.float32)
     return (k / scale[:, None]).clamp(-quant_max, quant_max).to(dtype), scale
 
 

@@ -1,0 +1,80 @@
+"""Scenarios: upstream's NSA indexer, the parts that write its K cache and scale its head gates."""
+
+import torch
+
+from ..platform import recorder
+from . import pools, setting
+
+HEAD_DIM, ROPE_DIM, HIDDEN = 128, 64, 256
+
+
+def indexer(platform, heads=32):
+    from sglang.srt.layers.attention.nsa.nsa_indexer import Indexer
+
+    setting.server_arguments(attention_backend="nsa")
+    setting.parallel_state()
+    with setting.default_dtype(torch.bfloat16):
+        layer = Indexer(
+            hidden_size=HIDDEN,
+            index_n_heads=heads,
+            index_head_dim=HEAD_DIM,
+            rope_head_dim=ROPE_DIM,
+            index_topk=2048,
+            q_lora_rank=128,
+            max_position_embeddings=512,
+            rope_theta=10000.0,
+            layer_id=0,
+            scale_fmt="ue8m0",
+        )
+    layer = layer.to(platform.device)
+    setting.fill(layer, seed=0)
+    return layer
+
+
+def _prefill(slots, pool):
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    seq_lens = torch.tensor([len(slots)], device=slots.device)
+    return setting.forward_batch(ForwardMode.EXTEND, seq_lens, slots, pool)
+
+
+def store(platform, key, slots, scale_fmt="ue8m0", gap=0):
+    """`_store_index_k_cache`; gap: elements between the rows of key, and between the slots."""
+    from sglang.srt.layers.attention.nsa.tilelang_kernel import act_quant
+
+    layer = indexer(platform)
+    layer.scale_fmt = scale_fmt
+    pool = pools.latent_pool(platform, "bf16", nsa=True)
+    if gap:
+        slots = slots.repeat_interleave(1 + gap)[:: 1 + gap]
+    batch = _prefill(slots, pool)
+    with recorder.measured():
+        layer._store_index_k_cache(batch, 0, key, act_quant=act_quant)
+    return {"rows": pool.get_index_k_with_scale_buffer(layer_id=0).clone()}
+
+
+def store_of_short_prefill(platform, x, positions, slots):
+    """`_forward_cuda_k_only`, which computes K alone."""
+    from sglang.srt.layers.attention.nsa.tilelang_kernel import act_quant
+
+    layer = indexer(platform)
+    pool = pools.latent_pool(platform, "bf16", nsa=True)
+    batch = _prefill(slots, pool)
+    with recorder.measured():
+        layer._forward_cuda_k_only(x, positions, batch, 0, act_quant, False, None, False)
+    return {"rows": pool.get_index_k_with_scale_buffer(layer_id=0).clone()}
+
+
+def head_gates(platform, x, q_scale):
+    """`_get_logits_head_gate`, and the weight that it projected with."""
+    layer = indexer(platform, q_scale.shape[1])
+    with recorder.measured():
+        gates = layer._get_logits_head_gate(x, q_scale)
+    return {"gates": gates, "weight": layer.weights_proj.weight.detach()}
+
+
+def k_norm(platform, x):
+    layer = indexer(platform)
+    with recorder.measured():
+        y = layer.k_norm(x)
+    return {"y": y, "weight": layer.k_norm.weight.detach(), "bias": layer.k_norm.bias.detach()}

@@ -1,0 +1,122 @@
+"""Catches index keys that differ from upstream's by a bit, and gates that are not upstream's."""
+
+import pytest
+import torch
+
+from tests.modules.conftest import patched_tree
+from tests.modules.pools import SLOTS
+from tests.platform.arm import Arm
+from tests.tolerances import assert_bitwise, assert_close
+
+TOKENS = 9
+STORE = "aiter.ops.cache.indexer_k_quant_and_cache"
+KERNEL = "_store_index_k_kernel"
+
+
+def keys(tokens=TOKENS):
+    return (torch.randn(tokens, 128) * torch.exp2(torch.randint(-20, 20, (tokens, 1)))).bfloat16()
+
+
+def slots(tokens=TOKENS):
+    return torch.randperm(SLOTS)[:tokens] + 1
+
+
+@pytest.fixture
+def without_aiters_store(arms, platform):
+    """The patched tree on an aiter that does not have the operator."""
+    arm = Arm(patched_tree(arms.release), platform, absent=(STORE,))
+    yield arm
+    arm.close()
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_the_cache_has_upstreams_bytes(arms, tokens, gap):
+    given = {"key": keys(tokens), "slots": slots(tokens), "gap": gap}
+    expected = arms.pristine.run("tests.modules.indexer:store", **given).outputs["rows"]
+    stored = arms.patched.run("tests.modules.indexer:store", **given)
+    assert_bitwise(stored.outputs["rows"], expected)
+    assert stored.launches == 1
+
+
+def test_aiter_stores_where_it_has_upstreams_constant_and_nowhere_else(arms, platform):
+    given = {"key": keys(), "slots": slots()}
+    result = arms.patched.run("tests.modules.indexer:store", **given)
+    if platform.arch == "gfx950":
+        assert (result.operators, result.kernels) == ({STORE: 1}, {})
+    else:
+        assert (result.operators, result.kernels) == ({}, {KERNEL: 1})
+
+
+def test_an_aiter_without_the_operator_gives_the_same_bytes(arms, without_aiters_store):
+    given = {"key": keys(), "slots": slots()}
+    result = without_aiters_store.run("tests.modules.indexer:store", **given)
+    assert (result.operators, result.kernels) == ({}, {KERNEL: 1})
+    expected = arms.pristine.run("tests.modules.indexer:store", **given).outputs["rows"]
+    assert_bitwise(result.outputs["rows"], expected)
+
+
+def test_no_tokens_store_nothing(arms):
+    result = arms.patched.run("tests.modules.indexer:store", key=keys(0), slots=slots(0))
+    assert result.launches == 0
+    assert (result.outputs["rows"] == 0xA5).all()
+
+
+def test_skipped_slots_are_left_alone(arms):
+    key, some = keys(), slots()
+    kept = torch.arange(TOKENS) % 3 != 0
+    skipping = torch.where(kept, some, -1)
+    stored = arms.patched.run("tests.modules.indexer:store", key=key, slots=skipping)
+    expected = arms.pristine.run("tests.modules.indexer:store", key=key[kept], slots=some[kept])
+    assert_bitwise(stored.outputs["rows"], expected.outputs["rows"])
+
+
+def test_another_scale_format_takes_upstreams_path(arms):
+    given = {"key": keys(), "slots": slots(), "scale_fmt": None}
+    expected = arms.pristine.run("tests.modules.indexer:store", **given)
+    stored = arms.patched.run("tests.modules.indexer:store", **given)
+    assert_bitwise(stored.outputs["rows"], expected.outputs["rows"])
+    assert stored.kernels == expected.kernels
+
+
+def test_the_k_only_prefill_stores_in_the_same_way(arms, platform):
+    given = {"x": torch.randn(TOKENS, 256).bfloat16(), "slots": slots()}
+    given["positions"] = torch.arange(TOKENS)
+    # k_norm belongs to another slug.
+    patched = arms.patched_with(SGLANG_ROCM_PATCH_LAYERNORM="0")
+    result = patched.run("tests.modules.indexer:store_of_short_prefill", **given)
+    expected = arms.pristine.run("tests.modules.indexer:store_of_short_prefill", **given)
+    assert_bitwise(result.outputs["rows"], expected.outputs["rows"])
+    assert result.operators.get(STORE, 0) + result.kernels.get(KERNEL, 0) == 1
+
+
+@pytest.mark.parametrize("heads", [32, 64])
+def test_head_gates_are_in_the_declared_class(either_arm, heads):
+    x = torch.randn(TOKENS, 256).bfloat16()
+    q_scale = torch.exp2(torch.randint(-9, 0, (TOKENS, heads, 1)).float())
+    result = either_arm.run("tests.modules.indexer:head_gates", x=x, q_scale=q_scale).outputs
+    truth = x.double() @ result["weight"].double().T * q_scale[..., 0] * (heads * 128) ** -0.5
+    assert result["gates"].dtype == torch.float32
+    assert result["gates"].shape == (TOKENS, heads, 1)
+    assert_close(result["gates"][..., 0], truth, "rel<=0.004 vs fp64", reduction=256)
+
+
+def test_head_gates_are_two_launches(arms):
+    given = {"x": torch.randn(TOKENS, 256).bfloat16(), "q_scale": torch.ones(TOKENS, 32, 1)}
+    result = arms.patched.run("tests.modules.indexer:head_gates", **given)
+    assert result.outputs["weight"].dtype == torch.bfloat16
+    assert result.launches == 2
+    assert arms.pristine.run("tests.modules.indexer:head_gates", **given).launches > 2
+
+
+@pytest.mark.parametrize("switch", ["SGLANG_ROCM_PATCHES", "SGLANG_ROCM_PATCH_INDEXER"])
+def test_switched_off_the_indexer_is_upstreams(arms, switch):
+    off = arms.patched_with(**{switch: "0"})
+    store = {"key": keys(), "slots": slots()}
+    gates = {"x": torch.randn(TOKENS, 256).bfloat16(), "q_scale": torch.rand(TOKENS, 32, 1)}
+    for scenario, given in (("store", store), ("head_gates", gates)):
+        expected = arms.pristine.run(f"tests.modules.indexer:{scenario}", **given)
+        result = off.run(f"tests.modules.indexer:{scenario}", **given)
+        for name, value in expected.outputs.items():
+            assert_bitwise(result.outputs[name], value, name)
+        assert result.launches == expected.launches

@@ -1,0 +1,105 @@
+"""Scenario: a batch through every reader of an FP8 cache that the aiter backend has."""
+
+import types
+
+import torch
+
+from . import backend, pools, setting
+
+
+def read_back(
+    platform, cache, kind, q, k, v, chunks, drafts, k_scale=None, v_scale=None, default_v_scale=1.0
+):
+    """q, k, v ``[B, S, heads, D]``, causal: prefill in ``chunks``, one decode, ``drafts`` verified.
+
+    A sliding-window pool's window holds all of it. `default_v_scale` is what the backend descales
+    v by where the layer says nothing.
+    """
+    from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    setting.server_arguments()
+    requests, length, heads, head_dim = q.shape
+    kv_heads, device = k.shape[2], platform.device
+    swa = kind == "swa"
+    pool = (pools.swa_pool if swa else pools.mha_pool)(platform, cache, kv_heads, head_dim)
+    table = ReqToTokenPool(
+        size=requests, max_context_len=backend.CONTEXT, device="cuda", enable_memory_saver=False
+    )
+    width = pools.SLOTS // requests
+    slots = 1 + torch.randperm(requests * width).view(requests, width)[:, :length].to(device)
+    table.req_to_token[:, :length] = slots
+    layer = setting.attention_layer(
+        heads,
+        kv_heads,
+        head_dim,
+        sliding_window_size=pools.SLOTS if swa else -1,
+        **setting.scales(k_scale, v_scale, device),
+    )
+    attention = backend.aiter_backend(platform, pool, heads, kv_heads, head_dim, table, cache)
+    attention.v_scale = torch.tensor([default_v_scale], device=device)
+    whole = torch.ones(requests, dtype=torch.int64, device=device)
+    outputs, done = [], 0
+    for mode, count in [
+        *((ForwardMode.EXTEND, count) for count in chunks),
+        (ForwardMode.DECODE, 1),
+        *([(ForwardMode.TARGET_VERIFY, drafts)] if drafts else []),
+    ]:
+        new = slice(done, done + count)
+        verify = mode.is_target_verify()
+        batch = setting.forward_batch(
+            mode,
+            whole * (done if verify else done + count),
+            slots[:, new].flatten(),
+            pool,
+            prefix=whole * done,
+            spec_info=_verified(drafts, done, requests, device) if verify else None,
+        )
+        attention.init_forward_metadata(batch)
+        forward = attention.forward_decode if mode.is_decode() else attention.forward_extend
+        query, key, value = (each[:, new].flatten(0, 1).contiguous() for each in (q, k, v))
+        live = key.clone(), value.clone()
+        out = forward(query.flatten(1), key, value, layer, batch)
+        assert torch.equal(key, live[0]), f"{mode}: the live k is changed"
+        assert torch.equal(value, live[1]), f"{mode}: the live v is changed"
+        outputs.append(out.view(requests, count, -1))
+        done += count
+    rows = slots[:, :done]
+    return {
+        "out": torch.cat(outputs, 1),
+        "rows": pool.full_to_swa_index_mapping[rows] if swa else rows,
+        "stores": len(outputs),
+    } | pools.contents(pool)
+
+
+def _verified(drafts, prefix, requests, device):
+    """A chain of drafts: each sees the prefix, those before it and itself."""
+    mask = torch.ones(drafts, prefix + drafts, dtype=torch.bool, device=device).tril(prefix)
+    return types.SimpleNamespace(
+        draft_token_num=drafts, custom_mask=mask.flatten().repeat(requests)
+    )
+
+
+def foreign_format(platform, k, v, slots):
+    """A pool in the other architecture's e4m3: what is in it afterwards, and what was said."""
+    from sglang.srt import rocm_patches
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    setting.server_arguments()
+    both = {torch.float8_e4m3fn, torch.float8_e4m3fnuz}
+    (foreign,) = both - {platform.fp8_dtype}
+    heads, head_dim = k.shape[1:]
+    pool = MHATokenToKVPool(
+        size=pools.SLOTS,
+        page_size=1,
+        dtype=foreign,
+        head_num=heads,
+        head_dim=head_dim,
+        layer_num=1,
+        device="cuda",
+        enable_memory_saver=False,
+    )
+    layer = setting.attention_layer(heads, heads, head_dim)
+    pool.set_kv_buffer(layer, slots, k, v)
+    declined = rocm_patches.report()["slugs"]["fp8-kv-write"]["declined"]
+    return {"k": pool.get_key_buffer(0)[slots].float(), "declined": declined}

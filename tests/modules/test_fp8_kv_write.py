@@ -1,0 +1,107 @@
+"""Catches FP8 caches written with one scale and read with another, in any phase of any backend."""
+
+import pytest
+import torch
+
+from tests.references.kv_cache import cached
+from tests.tolerances import assert_bitwise
+
+READ_BACK = "tests.modules.fp8_kv_write:read_back"
+REQUESTS, CHUNKS, DRAFTS = 2, [5, 4], 3
+LENGTH = sum(CHUNKS) + 1 + DRAFTS
+PHASES = ["prefill", "prefill of a prefix", "decode", "verify"]
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
+KERNEL = "_write_kv_kernel"
+
+
+@pytest.fixture
+def batch():
+    q = torch.randn(REQUESTS, LENGTH, HEADS, HEAD_DIM).bfloat16()
+    k, v = torch.randn(2, REQUESTS, LENGTH, KV_HEADS, HEAD_DIM).bfloat16()
+    return {"q": q, "k": k, "v": v, "chunks": CHUNKS}
+
+
+@pytest.fixture(params=["ragged", "unified", "swa"])
+def read(request, arms, batch):
+    """What the patched backend makes of such a pool, with such a decode."""
+    unified = {"SGLANG_USE_AITER_UNIFIED_ATTN": "1"} if request.param == "unified" else {}
+    swa = request.param == "swa"
+    # Upstream verifies the drafts of a sliding-window layer with the full pool's slots.
+    given = {"kind": "swa" if swa else "mha", "drafts": 0 if swa else DRAFTS, "cache": "fp8"}
+    return lambda **more: arms.patched_with(**unified).run(READ_BACK, **batch | given | more)
+
+
+def attention(batch):
+    """fp64 causal attention."""
+    q, k, v = (batch[name].double() for name in ("q", "k", "v"))
+    k, v = (each.repeat_interleave(HEADS // KV_HEADS, 2) for each in (k, v))
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * HEAD_DIM**-0.5
+    future = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+
+
+def assert_attends(found, batch, v_factor=1.0):
+    """Each phase by itself: a decode that is wrong alone must not hide among the prefills."""
+    truth, start = attention(batch) * v_factor, 0
+    for phase, count in zip(PHASES, [*CHUNKS, 1, DRAFTS], strict=True):
+        part, right = (each[:, start : start + count] for each in (found.double(), truth))
+        start += count
+        if part.numel():
+            error = float((part - right).norm() / right.norm())
+            assert error < 0.1, f"{phase}: relative error {error:.3f}"
+
+
+@pytest.mark.parametrize("scales", [(None, None), (0.031, 0.43), (0.43, 0.031)], ids=str)
+def test_every_phase_reads_the_values_that_were_given(read, batch, scales):
+    result = read(k_scale=scales[0], v_scale=scales[1])
+    assert_attends(result.outputs["out"], batch)
+
+
+@pytest.mark.parametrize("scales", [(None, None), (0.031, 0.43)], ids=str)
+def test_every_phase_stores_the_same_quotients_in_one_launch(read, batch, platform, scales):
+    result = read(k_scale=scales[0], v_scale=scales[1])
+    assert result.kernels[KERNEL] == result.outputs["stores"]
+    rows = result.outputs["rows"]
+    for name, scale in zip("kv", scales, strict=True):
+        cache = result.outputs[f"{name}_cache"].view(platform.fp8_dtype)
+        given = batch[name][:, : rows.shape[1]]
+        found = cache.view(-1, KV_HEADS, HEAD_DIM)[rows]
+        assert_bitwise(found, cached(given, platform.fp8_dtype, scale), name)
+
+
+def test_v_without_a_scale_is_not_descaled_by_the_default_of_k(arms, batch):
+    arm = arms.patched_with(SGLANG_USE_AITER_UNIFIED_ATTN="1")
+    given = batch | {"kind": "mha", "cache": "fp8", "drafts": 0, "default_v_scale": 4.0}
+    assert_attends(arm.run(READ_BACK, **given).outputs["out"], batch, v_factor=4.0)
+
+
+@pytest.mark.parametrize("value", [1e4, -1e4, 500.0, -500.0])
+def test_what_overflows_is_the_largest(arms, platform, value):
+    k = torch.full((3, 2, 64), value).bfloat16()
+    slots = torch.tensor([5, 9, 11])
+    given = {"kind": "mha", "cache": "fp8", "k": k, "v": -k, "slots": slots}
+    result = arms.patched.run("tests.modules.pools:store", **given)
+    for name, sign in (("k", 1), ("v", -1)):
+        rows = result.outputs[f"{name}_cache"].view(platform.fp8_dtype)[slots].float()
+        largest = platform.fp8_max if value > 0 else -platform.fp8_max
+        assert (rows == largest * sign).all()
+
+
+@pytest.mark.parametrize("scales", [(None, None), (0.7, 0.3)], ids=str)
+def test_a_store_is_one_launch(arms, scales):
+    k, v = torch.randn(2, 3, 2, 64).bfloat16()
+    given = {"kind": "mha", "cache": "fp8", "k": k, "v": v, "slots": torch.tensor([5, 9, 11])}
+    given |= {"k_scale": scales[0], "v_scale": scales[1]}
+    result = arms.patched.run("tests.modules.pools:store", **given)
+    assert result.kernels == {KERNEL: 1}
+    assert result.launches == 1
+
+
+def test_the_other_architectures_format_is_declined_by_name(arms, platform):
+    k = torch.randn(3, 2, 64).bfloat16()
+    slots = torch.tensor([5, 9, 11])
+    given = {"k": k, "v": k, "slots": slots}
+    result = arms.patched.run("tests.modules.fp8_kv_write:foreign_format", **given)
+    assert any("this GPU's format is" in reason for reason in result.outputs["declined"])
+    assert KERNEL not in result.kernels

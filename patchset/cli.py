@@ -70,7 +70,6 @@ def _tell(code: int, outcome: Outcome, argv: Sequence[str]) -> None:
     if "--json" in argv:
         print(json.dumps(outcome.shown))
     elif code != DONE:
-        sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
         print(f"apply.py: {outcome.text}", file=sys.stderr)
     elif "--quiet" not in argv:
         # As bytes: a diff must arrive as it is, whatever the terminal's encoding.

@@ -5,6 +5,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,11 @@ def _release(release: Release) -> str:
             "numerics": said.get("Numerics", ""),
             "off with": f"{said.get('Switch', '')}=0",
         }
-        lines += [
-            textwrap.fill(
-                f"{name:<9}{fact}", WIDTH, initial_indent="    ", subsequent_indent=" " * 13
-            )
-            for name, fact in facts.items()
-            if fact
-        ]
+        for name, fact in facts.items():
+            wrapped = textwrap.wrap(fact, WIDTH - 13, break_on_hyphens=False)
+            lines += [
+                f"    {head:<9}{text}" for head, text in zip_longest([name], wrapped, fillvalue="")
+            ]
     lines += [
         f"\n  {slug}\n    upstream: this release has it of itself" for slug in release.upstream
     ]
@@ -232,7 +231,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             _painted(cell) + " " * (width - len(cell))
             for cell, width in zip(row, widths, strict=False)
         ]
-        rest = textwrap.wrap(row[-1], WIDTH - lead) or [""]
+        rest = textwrap.wrap(row[-1], WIDTH - lead, break_on_hyphens=False) or [""]
         lines.append(f"  {''.join(cells)}{rest[0]}".rstrip())
         lines += [" " * lead + more for more in rest[1:]]
     return "\n".join(lines)

@@ -158,6 +158,8 @@ def _share(touched: Mapping[str, Touched]) -> float:
 
 def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) -> frozenset[str]:
     """The slugs whose files all have them. Where files disagree or cannot tell, the record says."""
+    if any(file.status == OUTDATED for file in touched.values()):
+        return record.slugs & release.patches.keys()
     votes: dict[str, set[bool]] = {slug: set() for slug in release.patches}
     for path, file in touched.items():
         if not file.explained_by:
@@ -171,7 +173,7 @@ def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) 
     return frozenset(
         slug
         for slug, cast in votes.items()
-        if (cast == {True} or (cast != {False} and slug in record.slugs))
+        if cast == {True} or (cast != {False} and slug in record.slugs)
     )
 
 

@@ -1,0 +1,102 @@
+"""Catches a download that is taken for whole when it is not, or done twice."""
+
+import io
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.tool.synthetic import PRISTINE, RECORD, content, rows
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip finds wheels in, and nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    return folder
+
+
+def wheel(index, changes=None):
+    info = "sglang-1.0.dist-info/"
+    files = {"sglang/__init__.py": b"", "sglang/srt/__init__.py": b"", **PRISTINE}
+    files[f"{info}METADATA"] = b"Metadata-Version: 2.1\nName: sglang\nVersion: 1.0\n"
+    files[f"{info}WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = {RECORD: rows(files).encode()}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path, data in {**files, **(changes or {}), **record}.items():
+            archive.writestr(path, data)
+    (index / "sglang-1.0-py3-none-any.whl").write_bytes(packed.getvalue())
+    return files | record
+
+
+def test_a_release_is_fetched_once_and_is_the_wheel_byte_for_byte(house, index):
+    files = wheel(index)
+    reply = house.ask("status", "--fetch", "1.0")
+    assert (reply.code, reply.shown["status"]) == (0, "pristine")
+    build = house.home / "build"
+    assert reply.shown["tree"] == str(build / "sglang-1.0/sglang")
+    assert content(build / "sglang-1.0") == files
+    (index / "sglang-1.0-py3-none-any.whl").unlink()
+    assert house.ask("apply", "--fetch", "1.0").code == 0
+    assert house.ask("verify", "--fetch", "1.0").code == 0
+    assert house.ask("revert", "--fetch", "1.0").code == 0
+    assert content(build / "sglang-1.0") == files
+    assert [file.name for file in build.iterdir()] == ["sglang-1.0"]
+
+
+def test_a_wheel_that_is_not_what_its_record_says_is_refused_and_not_kept(house, index):
+    wheel(index, {"sglang/srt/pool.py": b"cut sh"})
+    reply = house.ask("status", "--fetch", "1.0")
+    assert reply.code == 1
+    assert "sglang/srt/pool.py is not what its RECORD says" in reply.shown["message"]
+    assert list((house.home / "build").iterdir()) == []
+
+
+def test_a_version_that_pip_does_not_find_is_refused_in_a_sentence(house, index):
+    reply = house.ask("apply", "--fetch", "9.9")
+    assert reply.code == 1
+    assert "pip could not download sglang 9.9" in reply.shown["message"]
+    assert "No matching distribution" in reply.shown["message"]
+    assert "pip download --no-deps sglang==9.9" in reply.shown["message"]
+
+
+def test_a_python_without_pip_is_refused_in_a_sentence(house, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    monkeypatch.setattr(sys, "executable", str(bare / "bin/python"))
+    reply = house.ask("apply", "--fetch", "1.0")
+    assert reply.code == 1
+    assert "No module named pip" in reply.shown["message"]
+
+
+def test_a_build_folder_that_cannot_be_written_is_refused_in_a_sentence(house, index):
+    wheel(index)
+    (house.home / "build").write_text("in the way")
+    reply = house.ask("apply", "--fetch", "1.0")
+    assert reply.code == 1
+    assert f"below {house.home / 'build'}" in reply.shown["message"]
+
+
+def test_two_that_fetch_at_once_both_get_it(house, index):
+    files = wheel(index)
+    house.installed()
+    command = [sys.executable, house.home / "apply.py", "status", "--fetch", "1.0"]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert content(house.home / "build/sglang-1.0") == files
+    assert [file.name for file in (house.home / "build").iterdir()] == ["sglang-1.0"]
+
+
+def test_a_fetched_tree_that_was_edited_is_to_be_fetched_anew(house, index):
+    wheel(index)
+    house.ask("status", "--fetch", "1.0")
+    tree = house.home / "build/sglang-1.0"
+    (tree / "sglang/srt/pool.py").write_text("edited\n")
+    message = house.ask("apply", "--fetch", "1.0").shown["message"]
+    assert f"rm -r {tree}" in message

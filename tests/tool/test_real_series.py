@@ -1,0 +1,157 @@
+"""Catches a real patch that does not commute, does not compile, or does not come off again."""
+
+import csv
+import itertools
+import random
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from patchset import record, series
+from patchset.tree import Tree
+from tests.tool.synthetic import LAID, ROOT, House, content, git
+
+RELEASES = sorted(folder.name for folder in (ROOT / "patches").iterdir())
+
+
+class RealHouse(House):
+    """A checkout that is there already."""
+
+    def __init__(self, home):
+        self.home = home
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory):
+    """A copy of this checkout, which may be edited while the tests run."""
+    home = tmp_path_factory.mktemp("house")
+    for part in ("apply.py", "patchset", "patches", "overlay"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, home / part)
+    return RealHouse(home)
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def release(request, house):
+    reply = RealHouse(ROOT).ask("status", "--fetch", request.param)
+    assert reply.code == 0, reply.shown["message"]
+    return series.load(house.home).releases[request.param]
+
+
+@pytest.fixture
+def wheel(release, house, tmp_path):
+    """A pristine tree of the release: only the files that patches touch, and the metadata."""
+    source = ROOT / "build" / f"sglang-{release.name}"
+    paths = [*release.pristine_ids(), "sglang/__init__.py", *Tree(source / "sglang").records()]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / path, tmp_path / path)
+    assert house.ask("status", "--tree", tmp_path).shown["status"] == "pristine"
+    return tmp_path
+
+
+def subsets(slugs):
+    return [s for n in range(len(slugs) + 1) for s in itertools.combinations(slugs, n)]
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)], ids=str)
+def test_every_subset_applies_compiles_and_reverts_to_the_wheels_bytes(
+    count, release, house, wheel, seed
+):
+    before = content(wheel)
+    assert record_holds(wheel, before)
+    every = subsets([*release.patches])
+    seen, compiled = {}, set()
+    for slugs in random.sample(every, count) if count else every:
+        if slugs:
+            reply = house.ask("apply", *slugs, "--tree", wheel)
+            assert reply.code == 0, reply.shown["message"]
+        on = release.required(slugs)
+        shown = house.ask("status", "--tree", wheel).shown
+        assert {slug for slug, now in shown["state"].items() if now == "on"} == on
+        assert shown["status"] == ("patched" if slugs else "pristine")
+        after = content(wheel)
+        assert record_holds(wheel, after)
+        for path, data in after.items():
+            if path.endswith(".py") and data not in compiled:
+                compile(data, path, "exec", dont_inherit=True)
+                compiled.add(data)
+        assert seen.setdefault(frozenset(on), after) == after
+        assert house.ask("revert", "--tree", wheel).code == 0
+        assert content(wheel) == before
+
+
+def record_holds(tree, files):
+    """Every file there is what its row says, and every laid file has a row."""
+    (name,) = Tree(tree / "sglang").records()
+    with (tree / name).open(newline="") as rows:
+        paths = {row[0] for row in csv.reader(rows)}
+    wrong = record.mismatched((tree / name).read_bytes(), tree)
+    return {p for p in files if p.startswith(LAID)} <= paths and not files.keys() & {*wrong}
+
+
+def test_slugs_go_on_in_any_order_with_one_result(release, house, wheel, seed):
+    results = []
+    for _ in range(3):
+        order = random.sample([*release.patches], len(release.patches))
+        for slug in order:
+            assert house.ask("apply", slug, "--tree", wheel).code == 0
+        results.append(content(wheel))
+        for slug in order:
+            house.ask("revert", slug, "--tree", wheel)
+        house.ask("revert", "--tree", wheel)
+    assert all(result == results[0] for result in results)
+
+
+def test_git_takes_each_patch_and_every_exported_subset(release, house, wheel):
+    before = content(wheel)
+    for slug in release.patches:
+        patch = (house.home / "patches" / release.name / f"{slug}.patch").read_bytes()
+        git("apply", "--check", given=patch, cwd=wheel)
+    for slugs in subsets([*release.patches])[1:]:
+        out = house.run("export", "--release", release.name, *slugs).out.encode()
+        git("apply", given=out, cwd=wheel)
+        shown = house.ask("status", "--tree", wheel).shown
+        wrong = {f["path"] for f in shown["files"] if f["status"] != "right"}
+        assert wrong <= {path for path in before if path.endswith("RECORD")}
+        assert {s for s, now in shown["state"].items() if now == "on"} == release.required(slugs)
+        git("apply", "-R", given=out, cwd=wheel)
+        assert content(wheel) == before
+
+
+def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(release, house, wheel):
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [
+            sys.executable,
+            "-I",
+            house.home / "apply.py",
+            "apply",
+            "--quiet",
+            "--tree",
+            wheel,
+        ]
+        subprocess.run(command, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        house.ask("revert", "--tree", wheel)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(release):
+    for twin in release.also:
+        shown = RealHouse(ROOT).ask("status", "--fetch", twin).shown
+        assert (shown["release"], shown["status"]) == (release.name, "pristine")
+
+
+def test_pip_uninstalls_a_patched_wheel_without_a_trace(release, house, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    shutil.copytree(ROOT / "build" / f"sglang-{release.name}", site, dirs_exist_ok=True)
+    assert house.ask("apply", "--tree", site).code == 0
+    pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
+    subprocess.run([*pip, "uninstall", "-y", "-q", "sglang"], check=True, capture_output=True)
+    assert content(site) == {}

@@ -266,7 +266,7 @@ def test_the_store_converts_in_hardware_and_spills_nothing(arch, page_size, pres
     code = aot.compile(
         indexer_kernel.__name__,
         "_store_index_k_kernel",
-        signature=pointers | {"num_tokens": "i32:16", "k_token_stride": "i32:16"},
+        signature=pointers | {"num_tokens": "i32", "k_token_stride": "i32:16"},
         constexprs={
             "k_element_stride": 1,
             "slot_stride": 1,

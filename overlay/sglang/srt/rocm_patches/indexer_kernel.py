@@ -35,7 +35,8 @@ def _power_of_two_at_least(x):
     return ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+# A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
+@triton.jit(do_not_specialize=["num_tokens"])
 def _store_index_k_kernel(
     k_ptr,
     slot_ptr,

@@ -5,6 +5,7 @@ that operator; every other name is a placeholder: it can be imported, named in a
 compared, and raises NotEmulatedError, with its own name, when it is called or instantiated.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -45,9 +46,13 @@ class StandIn(types.ModuleType):
         qualified = f"{self.__name__}.{name}"
         if name.startswith("__") or qualified in self._finder.absent:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        if qualified in sys.modules:
-            return sys.modules[qualified]
-        value = self._finder.provided.get(qualified) or placeholder(qualified)
+        provided = self._finder.provided
+        if qualified in provided:
+            value = provided[qualified]
+        elif any(each.startswith(f"{qualified}.") for each in provided):
+            value = importlib.import_module(qualified)
+        else:
+            value = placeholder(qualified)
         setattr(self, name, value)
         return value
 

@@ -1,6 +1,6 @@
 """The models, cache formats and settings that the arms are compared in."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.engine import arms
 from tests.engine.checkpoints import checkpoint
@@ -53,6 +53,12 @@ NSA = ("layernorm", "indexer", "nsa-fp8-kv")
 ROPE = ("rope-kv-store",)
 WRITE = ("fp8-kv-write",)
 
+
+def in_a_graph(case: Case) -> Case:
+    """The same, decoding through capture and replay, padded from 3 requests to 4."""
+    return replace(case, server=case.server | {"disable_cuda_graph": False, "cuda_graph_bs": [4]})
+
+
 CASES = {
     "glm-5-bf16": Case("glm-5", "bf16", NSA, bitwise=("gfx942",)),
     "glm-5-fp8": Case("glm-5", "fp8", NSA, bitwise=("gfx942",)),
@@ -76,3 +82,5 @@ CASES = {
         "minimax-m2", "fp8", WRITE, ("gfx950",), AITER, UNIFIED, SCALES, (), DIVIDED
     ),
 }  # fmt: skip
+# Longer than index_topk: what the indexers select is all that attention sees.
+SPARSE = Case("glm-5-long", "fp8", NSA, server=LONG)

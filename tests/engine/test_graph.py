@@ -1,0 +1,37 @@
+"""Catches what only a graph shows: values frozen at capture, buffers that replay leaves stale."""
+
+import pytest
+import torch
+
+from tests.engine.cases import CASES, in_a_graph
+from tests.engine.compare import parting
+
+pytestmark = pytest.mark.slow
+REPLAYED = ["glm-5-fp8", "qwen3-moe-fp8-scaled", "minimax-m2-fp8-scaled-unified"]
+
+
+@pytest.fixture(params=REPLAYED)
+def eager(request, platform):
+    case = CASES[request.param]
+    if platform.arch not in case.archs[-1:]:
+        pytest.skip(f"replayed on {case.archs[-1]}")
+    return case
+
+
+def test_replayed_decode_has_the_eager_bits(eager, platform):
+    replayed = in_a_graph(eager).result("patched", platform)["logits"]
+    for forward, (ours, expected) in enumerate(
+        zip(replayed, eager.result("patched", platform)["logits"], strict=True)
+    ):
+        different = (ours != expected).nonzero().tolist()
+        assert not different, (
+            f"forward {forward} at {different[0]}: replayed {ours[tuple(different[0])].item()!r}, "
+            f"eager {expected[tuple(different[0])].item()!r}"
+        )
+
+
+def test_switched_off_the_replayed_logits_are_upstreams(eager, platform):
+    case = in_a_graph(eager)
+    off, pristine = (case.result(arm, platform)["logits"] for arm in ("off", "pristine"))
+    if not all(map(torch.equal, off, pristine)):
+        pytest.fail(f"arm off: {parting(case, platform, ('off', 'pristine'), 0)}")

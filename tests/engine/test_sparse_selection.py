@@ -1,0 +1,73 @@
+"""Catches an indexer that selects other tokens: a head gate, an index key or slot that is wrong."""
+
+import pytest
+import torch
+
+from tests.engine.cases import SPARSE
+from tests.engine.checkpoints import checkpoint
+from tests.engine.compare import apart, distance, oracle
+from tests.tolerances import (
+    LOGITS_BETWEEN_ARMS,
+    SELECTED_BETWEEN_ARMS,
+    SELECTED_FROM_TRANSFORMERS,
+)
+
+pytestmark = pytest.mark.slow
+KEPT = 2048
+
+
+def selections(result: dict) -> list[set[int]]:
+    """For the only request, of every forward and layer."""
+    return [set(layer[0].tolist()) for forward in result["selected"] for layer in forward]
+
+
+def shared(one: set[int], other: set[int]) -> float:
+    return len(one & other) / KEPT
+
+
+@pytest.fixture
+def results(platform) -> dict[str, dict]:
+    return {arm: SPARSE.result(arm, platform) for arm in ("pristine", "patched", "off")}
+
+
+@pytest.fixture
+def wanted() -> list[set[int]]:
+    layers = checkpoint(SPARSE.checkpoint).oracle["selected"][0]
+    return [set(rows[forward].tolist()) for forward in range(len(layers[0])) for rows in layers]
+
+
+def test_selection_really_drops_tokens(results):
+    [length] = checkpoint(SPARSE.checkpoint).prompts
+    for result in results.values():
+        for forward, chosen in enumerate(selections(result)):
+            assert len(chosen) == KEPT < length + forward
+            assert max(chosen) == length + forward - 1 or max(chosen) < length + forward
+
+
+def test_switched_off_the_selected_sets_and_logits_are_upstreams(results):
+    off, pristine = results["off"], results["pristine"]
+    assert selections(off) == selections(pristine)
+    assert all(map(torch.equal, off["logits"], pristine["logits"]))
+
+
+def test_patched_selects_what_upstream_selects(results, wanted):
+    pairs = zip(*(selections(results[arm]) for arm in ("patched", "pristine")), wanted, strict=True)
+    for forward, (patched, pristine, oracles) in enumerate(pairs):
+        common, theirs, ours = (
+            shared(patched, pristine),
+            shared(pristine, oracles),
+            shared(patched, oracles),
+        )
+        where = f"forward {forward}: with upstream {common}, with transformers {ours} and {theirs}"
+        assert common >= SELECTED_BETWEEN_ARMS, where
+        assert ours >= SELECTED_FROM_TRANSFORMERS, where
+        assert ours >= theirs - (1 - SELECTED_BETWEEN_ARMS), where
+
+
+def test_patched_logits_are_upstreams_and_as_close_to_transformers(results):
+    patched, pristine = results["patched"]["logits"], results["pristine"]["logits"]
+    assert not apart(patched, pristine, LOGITS_BETWEEN_ARMS["fp8"])
+    for forward, (ours, theirs) in enumerate(zip(patched, pristine, strict=True)):
+        truth = oracle(checkpoint(SPARSE.checkpoint), forward)
+        gap = distance(ours, truth) - distance(theirs, truth)
+        assert (gap <= LOGITS_BETWEEN_ARMS["fp8"]).all(), f"forward {forward}: {gap.tolist()}"

@@ -1,0 +1,58 @@
+import argparse
+import json
+import sys
+
+from tests.faults import __doc__ as usage
+from tests.faults.gates import LAYERS, judge
+from tests.faults.table import FAULTS
+from tests.platform.trees import ROOT
+
+EVIDENCE = ROOT / "evidence" / "seeded-faults.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.faults",
+        description=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--slug")
+    parser.add_argument("--layer", choices=LAYERS, action="append", help="default: all of them")
+    given = parser.parse_args()
+    if unknown := set(given.names) - {fault.name for fault in FAULTS}:
+        parser.error(f"no fault {', '.join(sorted(unknown))}")
+    chosen = [
+        fault
+        for fault in FAULTS
+        if (not given.names or fault.name in given.names) and given.slug in (None, fault.slug)
+    ]
+    kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
+    rows = {row["fault"]: row for row in kept}
+    escaped = 0
+    for fault in chosen:
+        verdict = judge(fault, given.layer or LAYERS)
+        rows[fault.name] = {
+            "fault": fault.name,
+            "slug": fault.slug,
+            "arch": fault.arch,
+            "layer": verdict.layer,
+            "caught": verdict.layer is not None,
+            "seconds": verdict.seconds,
+            "test": verdict.test,
+        }
+        escaped += verdict.layer is None
+        print(
+            f"{verdict.layer or 'NOT CAUGHT':10} {verdict.seconds:6.1f} s  "
+            f"{fault.slug}: {fault.name}  ({verdict.test})",
+            flush=True,
+        )
+        if not given.layer:
+            kept = [rows[fault.name] for fault in FAULTS if fault.name in rows]
+            EVIDENCE.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"{len(chosen) - escaped} of {len(chosen)} faults caught")
+    return 1 if escaped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

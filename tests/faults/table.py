@@ -1,0 +1,462 @@
+"""The faults. Those that upstream had name the thread; the rest are what such code gets wrong."""
+
+from tests.faults.fault import Fault
+
+INDEXER = "sglang/srt/layers/attention/nsa/nsa_indexer.py"
+BACKEND = "sglang/srt/layers/attention/aiter_backend.py"
+MLA = "sglang/srt/models/deepseek_common/attention_forward_methods/forward_mla.py"
+POOL = "sglang/srt/mem_cache/memory_pool.py"
+
+LAYERNORM_FAULTS = [
+    Fault(
+        "fp32 parameters go into the CK operator",  # ROCm/ATOM#1796
+        "layernorm",
+        "layernorm.py",
+        "dtypes = [x.dtype, *(p.dtype for p in _applied(norm) if p is not None)]",
+        "dtypes = [x.dtype]",
+    ),
+    Fault(
+        "a bias that the layer does not use is applied",
+        "layernorm",
+        "layernorm.py",
+        "norm.bias if norm.use_bias else None",
+        "norm.bias",
+    ),
+    Fault(
+        "the variance counts the lanes past the row",
+        "layernorm",
+        "layernorm_kernel.py",
+        "centred = tl.where(n < N, x - mean, 0.0)",
+        "centred = x - mean",
+    ),
+    Fault(
+        "LayerNorm's grid is short by one",
+        "layernorm",
+        "layernorm_kernel.py",
+        '(triton.cdiv(num_rows, parameters["BLOCK_R"]),)',
+        '(max(num_rows // parameters["BLOCK_R"], 1),)',
+    ),
+    Fault(
+        "k_norm stays in fp32",
+        "layernorm",
+        INDEXER,
+        "dtype=torch.bfloat16 if rocm_layernorm.ACTIVE else torch.float32,",
+        "dtype=torch.float32,",
+    ),
+]
+INDEXER_FAULTS = [
+    Fault(
+        "240 for 224",
+        "indexer",
+        "indexer_kernel.py",
+        "torch.float8_e4m3fnuz: 224.0",
+        "torch.float8_e4m3fnuz: 240.0",
+    ),
+    Fault(
+        "aiter's operator, with its 240, on gfx942",
+        "indexer",
+        "indexer.py",
+        'aiter_op("aiter.ops.cache", "indexer_k_quant_and_cache") if arch() == "gfx950" else None',
+        'aiter_op("aiter.ops.cache", "indexer_k_quant_and_cache")',
+    ),
+    Fault(
+        "amax has no floor",
+        "indexer",
+        "indexer_kernel.py",
+        "tl.maximum(amax, AMAX_FLOOR)",
+        "amax",
+    ),
+    Fault(
+        "index keys with a slot of -1 are written",
+        "indexer",
+        "indexer_kernel.py",
+        "written = slot >= 0",
+        "written = slot >= -1",
+    ),
+    Fault(
+        "index keys go to the next token's slot",
+        "indexer",
+        "indexer_kernel.py",
+        "slot = tl.load(slot_ptr + token * slot_stride, mask=inside, other=-1)",
+        "slot = tl.load(slot_ptr + (token + 1) * slot_stride, mask=token < num_tokens - 1, "
+        "other=-1)",
+    ),
+    Fault(
+        "index keys go to the wrong page",
+        "indexer",
+        "indexer_kernel.py",
+        "page = slot // PAGE_SIZE * PAGE_STRIDE",
+        "page = (slot // PAGE_SIZE + 1) * PAGE_STRIDE",
+    ),
+    Fault(
+        "the stored scale of an index key is squared",
+        "indexer",
+        "indexer_kernel.py",
+        "PAGE_SIZE * HEAD_DIM // 4 + o, scale, mask=written)",
+        "PAGE_SIZE * HEAD_DIM // 4 + o, scale * scale, mask=written)",
+    ),
+    Fault(
+        "index keys are truncated, not rounded",
+        "indexer",
+        "indexer_kernel.py",
+        "        value.to(value_ptr.dtype.element_ty),",
+        "        (value.to(tl.int32, bitcast=True) & -1048576).to(tl.float32, bitcast=True)"
+        ".to(value_ptr.dtype.element_ty),",
+    ),
+    Fault(
+        "the index store's grid is short by one",
+        "indexer",
+        "indexer_kernel.py",
+        '_store_index_k_kernel[(triton.cdiv(num_tokens, parameters["BLOCK_T"]),)]',
+        '_store_index_k_kernel[(max(num_tokens // parameters["BLOCK_T"], 1),)]',
+    ),
+    Fault(
+        "head gates lack the softmax scale",
+        "indexer",
+        "indexer_kernel.py",
+        "gate * head_scale * q_scale * softmax_scale",
+        "gate * head_scale * q_scale",
+    ),
+    Fault(
+        "head gates lack the scale of the heads",
+        "indexer",
+        "indexer.py",
+        "q_scale, indexer.n_heads**-0.5, indexer.softmax_scale)",
+        "q_scale, 1.0, indexer.softmax_scale)",
+    ),
+]
+NSA_FAULTS = [
+    Fault(
+        "prepare and core both rotate",  # sglang#24148
+        "nsa-fp8-kv",
+        MLA,
+        """            skip_rope_for_nsa_tilelang_fused = rocm_nsa_fp8_kv.ropes_in_core(
+                self, forward_batch, llama_4_scaling
+            )""",
+        "            skip_rope_for_nsa_tilelang_fused = False",
+    ),
+    Fault(
+        "an aiter backend rotates twice on gfx950",  # sglang#24148
+        "nsa-fp8-kv",
+        MLA,
+        "if _use_aiter_gfx95 and (ropes_here or not rocm_decides):",
+        "if _use_aiter_gfx95:",
+        "gfx950",
+    ),
+    Fault(
+        "core does not rotate on gfx950 under an aiter backend",
+        "nsa-fp8-kv",
+        MLA,
+        "if _use_aiter_gfx95 and (ropes_here or not rocm_decides):",
+        "if _use_aiter_gfx95 and not rocm_decides:",
+        "gfx950",
+    ),
+    Fault(
+        "K gathered by context parallelism is rotated with local positions",  # sglang#32098
+        "nsa-fp8-kv",
+        "nsa_fp8_kv.py",
+        "    if nsa_use_prefill_cp(forward_batch):",
+        "    if False and nsa_use_prefill_cp(forward_batch):",
+    ),
+    Fault(
+        "the FP8 branch of the pool cannot be reached",  # sglang#22314
+        "nsa-fp8-kv",
+        POOL,
+        "        if rocm_nsa_fp8_kv.ACTIVE and rocm_nsa_fp8_kv.holds_plain_rows(self):",
+        "        if self.nsa_kv_cache_store_fp8 and rocm_nsa_fp8_kv.holds_plain_rows(self):",
+    ),
+    Fault(
+        "decode's NSA backend decides for prefill",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv.py",
+        "    return server_args.nsa_prefill_backend",
+        "    return server_args.nsa_decode_backend",
+    ),
+    Fault(
+        "k_pe is cached as it was before the rotation",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "        _rotate_rows(shared, row + NOPE, stored, c, s, HALF, BLOCK_HALF, NEOX, MAX)",
+        "        _copy_rows(shared, row + NOPE, stored, 2 * HALF, 2 * BLOCK_HALF, MAX)",
+    ),
+    Fault(
+        "q is not rotated",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "        _rotate_rows(rotary, out + NOPE, live, c, s, HALF, BLOCK_HALF, NEOX, MAX)",
+        "        _copy_rows(rotary, out + NOPE, live, 2 * HALF, 2 * BLOCK_HALF, MAX)",
+    ),
+    Fault(
+        "interleaved pairs are taken for halves",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "        NEOX=is_neox,",
+        "        NEOX=not is_neox,",
+    ),
+    Fault(
+        "the rotary part of a latent row lies before the compressed one",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        """    _copy_rows(nope + token * nope_stride, target, live, NOPE, BLOCK_NOPE, MAX)
+    _copy_rows(pe + token * pe_stride, target + NOPE, live, PE, BLOCK_PE, MAX)""",
+        """    _copy_rows(nope + token * nope_stride, target + PE, live, NOPE, BLOCK_NOPE, MAX)
+    _copy_rows(pe + token * pe_stride, target, live, PE, BLOCK_PE, MAX)""",
+    ),
+    Fault(
+        "latent rows overflow to NaN",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "    store_columns(target, tl.load(source + column, mask=mask), mask, column, None, MAX)",
+        "    store_columns(target, tl.load(source + column, mask=mask), mask, column, None, 0.0)",
+    ),
+    Fault(
+        "latent rows with a slot of -1 are written",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "    live = slot >= 0\n",
+        "    live = (slot >= -1) & (token < tokens)\n",
+    ),
+    Fault(
+        "the latent write's grid is short by one",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "_write_rows_kernel[(triton.cdiv(tokens, together),)]",
+        "_write_rows_kernel[(max(tokens // together, 1),)]",
+    ),
+    Fault(
+        "the last query heads are left out",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_kernel.py",
+        "_rope_and_write_kernel[(tokens, 1 + triton.cdiv(heads, together))]",
+        "_rope_and_write_kernel[(tokens, max(triton.cdiv(heads, together), 1))]",
+    ),
+    Fault(
+        "a launch past the LDS of gfx942",  # sglang#23963
+        "nsa-fp8-kv",
+        "nsa_fp8_kv.py",
+        "    return nsa_fp8_kv_lds.fit(",
+        "    return inner_iter or nsa_fp8_kv_lds.fit(",
+    ),
+]
+ROPE_FAULTS = [
+    Fault(
+        "the pristine steps rotate twice",
+        "rope-kv-store",
+        "rope_kv_store.py",
+        "    query, key = rotate(positions, query, key, offsets)\n",
+        "    query, key = rotate(positions, *rotate(positions, query, key, offsets), offsets)\n",
+    ),
+    Fault(
+        "a plain pool is asked for its sliding-window slots",  # sglang#31688
+        "rope-kv-store",
+        "kv_cache.py",
+        "    full_to_swa = None\n    if",
+        "    full_to_swa = pool.full_to_swa_index_mapping.view(-1)\n    if",
+    ),
+    Fault(
+        "sliding-window layers store at slots of the full pool",
+        "rope-kv-store",
+        "kv_cache.py",
+        "if is_swa and pool.full_to_swa_index_mapping is not None:",
+        "if not is_swa and pool.full_to_swa_index_mapping is None:",
+    ),
+    Fault(
+        "tokens with a slot of -1 are stored",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "    stored = live & (slot >= 0)",
+        "    stored = live & (slot >= -1)",
+    ),
+    Fault(
+        "K with a slot of -1 is not written back",  # sglang#19636
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "    store_pairs(k_rows, k1, k2, live, HALF, BLOCK_HALF, NEOX)",
+        "    store_pairs(k_rows, k1, k2, live & (slot >= 0), HALF, BLOCK_HALF, NEOX)",
+    ),
+    Fault(
+        "K is cached as it was before the rotation",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        """    k1, k2 = rotate(k1, k2, cos, sin)
+    store_pairs(k_rows, k1, k2,""",
+        """    r1, r2 = rotate(k1, k2, cos, sin)
+    store_pairs(k_rows, r1, r2,""",
+    ),
+    Fault(
+        "the rotation turns the other way",
+        "rope-kv-store",
+        "rotary.py",
+        "    return x1 * cos - x2 * sin, x2 * cos + x1 * sin",
+        "    return x1 * cos + x2 * sin, x2 * cos - x1 * sin",
+    ),
+    Fault(
+        "the wrong half is rotated",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "        NEOX=neox,",
+        "        NEOX=not neox,",
+    ),
+    Fault(
+        "K and V are cached in each other's place by the fused rotation",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "        cache.k,\n        cache.v,",
+        "        cache.v,\n        cache.k,",
+    ),
+    Fault(
+        "the fused store drops the k scale",
+        "rope-kv-store",
+        "rope_kv_store.py",
+        "        store.slots,\n        layer.k_scale,\n        layer.v_scale,\n    )\n    return query",
+        "        store.slots,\n        None,\n        layer.v_scale,\n    )\n    return query",
+    ),
+    Fault(
+        "the fused store divides V by the k scale",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "        kernel_scale(v_scale),",
+        "        kernel_scale(k_scale),",
+    ),
+    Fault(
+        "the fused rotation's grid is short by one",
+        "rope-kv-store",
+        "rope_kv_store_kernel.py",
+        "(triton.cdiv(tokens, block_t) * kv_heads,)",
+        "(max(triton.cdiv(tokens, block_t) * kv_heads - 1, 1),)",
+    ),
+    Fault(
+        "context parallelism rotates and stores before the gather",
+        "rope-kv-store",
+        "rope_kv_store.py",
+        "    if context_parallel:\n",
+        "    if False and context_parallel:\n",
+    ),
+    Fault(
+        "attention stores again what the rotation has stored",
+        "rope-kv-store",
+        "sglang/srt/models/gpt_oss.py",
+        "save_kv_cache=not enable_fused_set_kv_buffer(forward_batch),",
+        "save_kv_cache=True,",
+    ),
+]
+WRITE_FAULTS = [
+    Fault(
+        "decode stores without the scales",  # sglang#23620
+        "fp8-kv-write",
+        BACKEND,
+        """                rocm_fp8_kv_write.save(
+                    forward_batch, layer, forward_batch.out_cache_loc, k, v
+                )""",
+        """                forward_batch.token_to_kv_pool.set_kv_buffer(
+                    layer, forward_batch.out_cache_loc, k, v
+                )""",
+    ),
+    Fault(
+        "decode reads V with the k scale",  # sglang#21315
+        "fp8-kv-write",
+        BACKEND,
+        """            v_descale = layer.v_scale if layer.v_scale is not None else self.k_scale
+            if rocm_fp8_kv_write.ACTIVE and layer.v_scale is None:
+                v_descale = self.v_scale
+
+        if save_kv_cache:""",
+        """            v_descale = layer.k_scale if layer.k_scale is not None else self.k_scale
+
+        if save_kv_cache:""",
+    ),
+    Fault(
+        "ragged decode forgets the v scale",
+        "fp8-kv-write",
+        BACKEND,
+        "                if v_scale != 1.0:\n",
+        "                if v_scale == 0.0:\n",
+    ),
+    Fault(
+        "ragged decode forgets the k scale",
+        "fp8-kv-write",
+        BACKEND,
+        "                    self.scale * k_scale,\n",
+        "                    self.scale,\n",
+    ),
+    Fault(
+        "a cached prefix is read without its scales",
+        "fp8-kv-write",
+        BACKEND,
+        "                    *rocm_fp8_kv_write.float_scales(layer, k_descale),\n",
+        "                    1.0,\n                    1.0,\n",
+    ),
+    Fault(
+        "prefill's q is descaled by the k scale",
+        "fp8-kv-write",
+        BACKEND,
+        "                    q_descale = self.k_scale  # q has just been cast unscaled\n",
+        "                    pass\n",
+    ),
+    Fault(
+        "the live k is divided in place",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "    write_kv(k, v, cache, slots, k_scale, v_scale)\n",
+        "    write_kv(k if k_scale is None else k.div_(k_scale), v, cache, slots, None, v_scale)\n",
+    ),
+    Fault(
+        "the scale is applied twice",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n",
+        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n"
+        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n",
+    ),
+    Fault(
+        "K and V are written in each other's place",
+        "fp8-kv-write",
+        "fp8_kv_write_kernel.py",
+        "        cache.k,\n        cache.v,",
+        "        cache.v,\n        cache.k,",
+    ),
+    Fault(
+        "slots are read one token late",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "    slot = tl.load(slots + t * stride, mask=t < n, other=-1).to(tl.int64)",
+        "    slot = tl.load(slots + (t + 1) * stride, mask=t + 1 < n, other=-1).to(tl.int64)",
+    ),
+    Fault(
+        "rows with a slot of -1 are written",
+        "fp8-kv-write",
+        "fp8_kv_write_kernel.py",
+        "    live = slot >= 0\n",
+        "    live = (slot >= -1) & (t < n)\n",
+    ),
+    Fault(
+        "nothing is clamped",
+        "fp8-kv-write",
+        "e4m3.py",
+        "    return tl.clamp(x, -MAX, MAX, propagate_nan=tl.PropagateNan.ALL)",
+        "    return x",
+    ),
+    Fault(
+        "the clamp is at 224, not at the format's 240",
+        "fp8-kv-write",
+        "e4m3.py",
+        "torch.float8_e4m3fnuz: 240.0",
+        "torch.float8_e4m3fnuz: 224.0",
+    ),
+    Fault(
+        "e4m3 is truncated, not rounded",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "    y = cached(x.to(tl.float32), scale, MAX)\n",
+        "    y = cached(x.to(tl.float32), scale, MAX)\n"
+        "    y = (y.to(tl.int32, bitcast=True) & -1048576).to(tl.float32, bitcast=True)\n",
+    ),
+    Fault(
+        "the write's grid is short by one",
+        "fp8-kv-write",
+        "fp8_kv_write_kernel.py",
+        "(triton.cdiv(n, block_t), triton.cdiv(width, block_w))",
+        "(max(n // block_t, 1), triton.cdiv(width, block_w))",
+    ),
+]
+FAULTS = [*LAYERNORM_FAULTS, *INDEXER_FAULTS, *NSA_FAULTS, *ROPE_FAULTS, *WRITE_FAULTS]

@@ -3,12 +3,18 @@
 torch on the CPU is the oracle, over all bit patterns.
 """
 
+import os
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 
 FP8 = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="the kernels are compiled here"
+)
+
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -220,6 +226,13 @@ def test_bf16_comparisons_compare_numbers(op):
     assert torch.equal(out, COMPARISONS[op](x, y))
 
 
+def test_a_comparison_of_fp32_is_one_or_zero_in_bf16():
+    x, y = torch.randn(2, 64)
+    out = torch.empty(64)
+    binary_kernel[(1,)](x, y, out, 64, OP="compare_to_number", BLOCK=64)
+    assert torch.equal(out, (x > y).float() * x)
+
+
 @triton.jit
 def float_argument_kernel(x, out, scale, N: tl.constexpr):
     i = tl.arange(0, N)
@@ -255,7 +268,8 @@ def row_kernel(x, out, OP: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_16_bit_sum_rounds_every_step(dtype):
-    x = torch.tensor([[256.0] + [1.0] * 255, [1.0] * 256], dtype=dtype)
+    absorbs_one = 2 / torch.finfo(dtype).eps
+    x = torch.tensor([[absorbs_one] + [1.0] * 255, [1.0] * 256], dtype=dtype)
     out = torch.empty(2, dtype=dtype)
     row_kernel[(1,)](x, out, OP="sum", R=2, C=256)
     tree = x.clone()

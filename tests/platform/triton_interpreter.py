@@ -93,9 +93,7 @@ class Builder(interpreter.InterpreterBuilder):
         dtype = lhs.dtype.scalar
         if _needs_rounding(dtype):
             return _result(op(_widen(lhs), _widen(rhs)), dtype)
-        result = super().binary_op(lhs, rhs, op)
-        # Upstream labels the result of a comparison with the operands' type.
-        return TensorHandle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
+        return super().binary_op(lhs, rhs, op)
 
     def unary_op(self, arg, op):
         dtype = arg.dtype.scalar

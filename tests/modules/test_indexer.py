@@ -14,7 +14,10 @@ KERNEL = "_store_index_k_kernel"
 
 
 def keys(tokens=TOKENS):
-    return (torch.randn(tokens, 128) * torch.exp2(torch.randint(-20, 20, (tokens, 1)))).bfloat16()
+    key = torch.randn(tokens, 128) * torch.exp2(torch.randint(-20, 20, (tokens, 1)))
+    key[:1] = torch.randn(128)
+    key[:1, 5] = 232.0  # scaled to 224 and to 240 it has other bytes
+    return key.bfloat16()
 
 
 def slots(tokens=TOKENS):

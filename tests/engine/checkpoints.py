@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -169,6 +170,39 @@ def checkpoint(name: str) -> Checkpoint:
             made = subprocess.run(command, capture_output=True, text=True, check=False)
             if made.returncode:
                 raise RuntimeError(f"checkpoint {name} was not built: {made.stdout}{made.stderr}")
+            unfinished.rename(path)
+    return Checkpoint(name, path)
+
+
+def with_kv_scales(name: str, k: float, v: float) -> Checkpoint:
+    """The same weights as a checkpoint that holds scales of its KV cache, and nothing quantised.
+
+    MiniMax's loader is the one that finds them, under the names that quantisers give them.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    plain = checkpoint(name)
+    path = plain.path.with_name(f"{plain.path.name}-k{k}-v{v}")
+    with open(KEPT / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            shutil.copytree(plain.path, unfinished, dirs_exist_ok=True)
+            config = json.loads((unfinished / "config.json").read_text())
+            config["quantization_config"] = {
+                "quant_method": "fp8",
+                "activation_scheme": "dynamic",
+                "ignored_layers": ["model.layers"],
+            }
+            (unfinished / "config.json").write_text(json.dumps(config))
+            prefix = "model.layers.{}.self_attn.{}_proj.{}_scale"
+            scales = {
+                prefix.format(layer, side, side): torch.tensor(scale)
+                for layer in range(config["num_hidden_layers"])
+                for side, scale in (("k", k), ("v", v))
+            }
+            save_file(scales, unfinished / "scales.safetensors")
             unfinished.rename(path)
     return Checkpoint(name, path)
 

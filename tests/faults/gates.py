@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.engine.cases import CASES
-from tests.faults.fault import Fault, House, house_with
+from tests.faults.fault import Fault, house_with
+from tests.platform.trees import ROOT
 
 LAYERS = ("kernels", "modules", "engine")
 # Beside the slug's own file in tests/modules.
@@ -38,17 +40,19 @@ def tests_of(layer: str, slug: str) -> list[str]:
     return ["tests/engine/test_logits.py", "-k", f"patched and ({cases})"]
 
 
-def failing_test(house: House, arch: str, tests: list[str]) -> str | None:
-    """The first of `tests` that fails in the house; None if all pass."""
+def failing_test(root: Path, arch: str, tests: list[str], tree: Path | None = None) -> str | None:
+    """The first of `tests` that fails in a copy of the project; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rf"]
-    command += ["--platform", "cpu", "--arch", arch, "--patched-tree", str(house.tree), *tests]
+    command += ["--platform", "cpu", "--arch", arch, *tests]
+    if tree is not None:
+        command += ["--patched-tree", str(tree)]
     environment = os.environ | {"PYTHONPATH": ""}
     done = subprocess.run(
-        command, cwd=house.root, env=environment, capture_output=True, text=True, check=False
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         return None
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:  # not collected, interrupted: nothing was judged
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return failed[1]
@@ -60,8 +64,18 @@ def judge(fault: Fault, layers=LAYERS) -> Verdict:
     caught_by = test = None
     with house_with(fault) as house:
         for layer in layers:
-            test = failing_test(house, fault.arch, tests_of(layer, fault.slug))
+            test = failing_test(house.root, fault.arch, tests_of(layer, fault.slug), house.tree)
             if test is not None:
                 caught_by = layer
                 break
     return Verdict(caught_by, test, round(time.monotonic() - start, 1))
+
+
+def fails_without_a_fault(tests: list[tuple[str, str]]) -> str | None:
+    """Of (architecture, test) the first that fails in the project as it is: it caught nothing."""
+    for arch in sorted({arch for arch, _ in tests}):
+        chosen = sorted({test for each, test in tests if each == arch})
+        failed = failing_test(ROOT, arch, chosen)
+        if failed is not None:
+            return failed
+    return None

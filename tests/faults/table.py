@@ -308,8 +308,8 @@ ROPE_FAULTS = [
         "the fused store drops the k scale",
         "rope-kv-store",
         "rope_kv_store.py",
-        "        store.slots,\n        layer.k_scale,\n        layer.v_scale,\n    )\n    return query",
-        "        store.slots,\n        None,\n        layer.v_scale,\n    )\n    return query",
+        "        store.slots,\n        store.k_scale,\n        store.v_scale,\n    )\n    ret",
+        "        store.slots,\n        None,\n        store.v_scale,\n    )\n    ret",
     ),
     Fault(
         "the fused store divides V by the k scale",

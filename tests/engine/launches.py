@@ -1,0 +1,46 @@
+"""How many kernels one decode step of each case launches, upstream and patched.
+
+    python3 -m tests.engine.launches    into evidence/launches.json
+
+Counted on the CPU platform, where every operator, Triton launch and tensor operation is seen;
+batches of three requests, two layers, no graph.
+"""
+
+import json
+
+from tests.engine.cases import CASES, Case
+from tests.platform.trees import ROOT
+from tests.platform.value import Platform
+
+EVIDENCE = ROOT / "evidence" / "launches.json"
+
+
+def of_a_decode_step(case: Case, arm: str, platform: Platform) -> dict[str, int]:
+    """{name: launches}, the operators, kernels and tensor operations of the last forward."""
+    counters = case.result(arm, platform)["launches"][-1].values()
+    return {name: count for counter in counters for name, count in counter.items()}
+
+
+def row(name: str, arch: str) -> dict:
+    case, platform = CASES[name], Platform("cpu", arch)
+    pristine, patched = (of_a_decode_step(case, arm, platform) for arm in ("pristine", "patched"))
+    changed = sorted(k for k in pristine | patched if pristine.get(k, 0) != patched.get(k, 0))
+    return {
+        "case": name,
+        "arch": arch,
+        "slugs": list(case.slugs),
+        "pristine": sum(pristine.values()),
+        "patched": sum(patched.values()),
+        "changed": {k: [pristine.get(k, 0), patched.get(k, 0)] for k in changed},
+    }
+
+
+def table() -> list[dict]:
+    return [row(name, arch) for name in CASES for arch in CASES[name].archs]
+
+
+if __name__ == "__main__":
+    rows = table()
+    EVIDENCE.write_text(json.dumps(rows, indent=1) + "\n")
+    for each in rows:
+        print(f"{each['case']:32} {each['arch']}  {each['pristine']} -> {each['patched']}")

@@ -1,0 +1,88 @@
+"""Catches what needs a server: chunks of a prefill, shared prefixes, ranks, the server's report."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.engine import arms
+from tests.engine.arms import SLUGS
+from tests.engine.cases import AITER, SCALES, UNIFIED
+from tests.engine.checkpoints import STEPS, Checkpoint, checkpoint, with_kv_scales
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Served:
+    arch: str
+    checkpoint: str
+    server: dict = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] | None = None
+    right: tuple[str, ...] = ("pristine", "patched", "off")  # the arms that give the right tokens
+
+
+# A chunk holds less than half a prompt.
+CHUNKED = {"chunked_prefill_size": 16, "kv_cache_dtype": "fp8_e4m3"}
+SERVED = {
+    "glm-5-two-ranks": Served(
+        "gfx942", "glm-5", CHUNKED | {"tp_size": 2}, {"SGLANG_TEST_GPUS": "2"}
+    ),
+    "minimax-m2-scaled": Served(
+        "gfx950", "minimax-m2", CHUNKED | AITER, UNIFIED, SCALES, right=("patched",)
+    ),
+}
+
+
+@pytest.fixture(params=SERVED)
+def served(request, platform) -> Served:
+    chosen = SERVED[request.param]
+    if platform.arch != chosen.arch:
+        pytest.skip(f"served on {chosen.arch}")
+    return chosen
+
+
+def model(served: Served) -> Checkpoint:
+    if served.scales is None:
+        return checkpoint(served.checkpoint)
+    return with_kv_scales(served.checkpoint, **served.scales)
+
+
+def result(served: Served, arm: str, platform) -> dict:
+    prompts = [tokens[:-STEPS] for tokens in model(served).oracle["greedy"]]
+    return arms.result(
+        arm,
+        platform,
+        "engine:generate",
+        served.environment,
+        path=str(model(served).path),
+        rounds=[prompts, prompts],
+        steps=STEPS,
+        server=served.server,
+    )
+
+
+def test_the_tokens_are_transformers_with_a_cold_and_a_warm_cache(served, platform):
+    expected = [tokens[-STEPS:] for tokens in model(served).oracle["greedy"]]
+    for arm in ("pristine", "patched", "off"):
+        found = result(served, arm, platform)
+        cold, warm = found["cached"]
+        assert cold == [0] * len(expected)
+        assert all(cached >= 16 for cached in warm), f"{arm}: {warm} tokens were cached"
+        right = [tokens == expected for tokens in found["tokens"]]
+        assert right == [arm in served.right] * 2, f"{arm}: {found['tokens']}, not {expected}"
+
+
+def test_switched_off_the_engine_is_upstreams_bit_for_bit(served, platform):
+    pristine, off = (result(served, arm, platform) for arm in ("pristine", "off"))
+    for what in ("tokens", "logprobs", "cached"):
+        assert off[what] == pristine[what], what
+
+
+def test_the_server_reports_what_is_active(served, platform):
+    assert result(served, "pristine", platform)["slugs"] is None
+    patched, off = (result(served, arm, platform)["slugs"] for arm in ("patched", "off"))
+    assert {slug: state["state"] for slug, state in patched.items()} == dict.fromkeys(
+        SLUGS, "active"
+    )
+    assert {state["state"] for state in off.values()} == {"off: SGLANG_ROCM_PATCHES=0"}

@@ -1,0 +1,20 @@
+"""Catches a decode step that launches more than upstream's, and counts on record that are old."""
+
+import json
+
+import pytest
+
+from tests.engine.cases import CASES
+from tests.engine.launches import EVIDENCE, row
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(name, platform):
+    if platform.name != "cpu" or platform.arch not in CASES[name].archs:
+        pytest.skip(f"counted on the CPU, as {', '.join(CASES[name].archs)}")
+    found = row(name, platform.arch)
+    assert found in json.loads(EVIDENCE.read_text())
+    if CASES[name].upstream_fault is None:
+        assert found["patched"] <= found["pristine"], found["changed"]

@@ -48,10 +48,14 @@ class KVStore(NamedTuple):
     layer: RadixAttention
     pool: KVCache
     slots: torch.Tensor  # integer [n], of the full pool
+    k_scale: torch.Tensor | float | None  # what attention multiplies an FP8 K by as it reads it
+    v_scale: torch.Tensor | float | None
 
     @classmethod
     def of(cls, value: torch.Tensor, layer: RadixAttention, forward_batch: ForwardBatch) -> KVStore:
-        return cls(value, layer, forward_batch.token_to_kv_pool, forward_batch.out_cache_loc)
+        """For a release whose attention reads with the layer's scales."""
+        pool, slots = forward_batch.token_to_kv_pool, forward_batch.out_cache_loc
+        return cls(value, layer, pool, slots, layer.k_scale, layer.v_scale)
 
 
 def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool:
@@ -111,8 +115,8 @@ def rotate_and_store(
         rope.is_neox_style,
         cache,
         store.slots,
-        layer.k_scale,
-        layer.v_scale,
+        store.k_scale,
+        store.v_scale,
     )
     return query, key
 
@@ -129,14 +133,14 @@ def rotate_then_store(
     query, key = rotate(positions, query, key, offsets)
     layer = store.layer
     # A pristine pool divides what it is given by the scales, in place; key and value are live.
-    k, v = (x if layer.k_scale is None else x.clone() for x in (key, store.value))
+    k, v = (x if store.k_scale is None else x.clone() for x in (key, store.value))
     store.pool.set_kv_buffer(
         layer,
         store.slots,
         k.view(k.shape[0], layer.tp_k_head_num, layer.qk_head_dim),
         v.view(v.shape[0], layer.tp_v_head_num, layer.v_head_dim),
-        layer.k_scale,
-        layer.v_scale,
+        store.k_scale,
+        store.v_scale,
     )
     return query, key
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from patchset import commands, report, series, state, tree
 from patchset.commands import Outcome, Request
@@ -70,13 +70,18 @@ def _tell(code: int, outcome: Outcome, argv: Sequence[str]) -> None:
     if "--json" in argv:
         print(json.dumps(outcome.shown))
     elif code != DONE:
-        print(f"apply.py: {outcome.text}", file=sys.stderr)
+        print(f"apply.py: {_for(sys.stderr, outcome)}", file=sys.stderr)
     elif "--quiet" not in argv:
         # As bytes: a diff must arrive as it is, whatever the terminal's encoding.
-        sys.stdout.buffer.write(outcome.text.encode())
+        sys.stdout.buffer.write(_for(sys.stdout, outcome).encode())
         if not outcome.text.endswith("\n"):
             sys.stdout.buffer.write(b"\n")
     sys.stdout.flush()
+
+
+def _for(stream: TextIO, outcome: Outcome) -> str:
+    plain = outcome.is_diff or not stream.isatty() or "NO_COLOR" in os.environ
+    return outcome.text if plain else report.painted(outcome.text)
 
 
 # What was asked -------------------------------------------------------------------------------

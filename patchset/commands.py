@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
     good: bool
     text: str  # for a person
     shown: dict[str, Any]  # for --json
+    is_diff: bool = False  # for git, and so as it is
 
 
 Command = Callable[[Request], Outcome]
@@ -80,10 +81,10 @@ def status(request: Request) -> Outcome:
 
 def verify(request: Request) -> Outcome:
     state = states.read(request.found(), request.patchset)
-    if not state.release or state.status == states.DRIFTED:
-        raise NotMovable(state)
-    off = [slug for slug in state.release.patches if slug not in state.on]
     unfinished = _unfinished(request)
+    if not unfinished and state.status in (states.DRIFTED, states.UNKNOWN_RELEASE):
+        raise NotMovable(state)
+    off = [slug for slug in state.nearest.patches if slug not in state.on]
     if not (off or state.wrong or unfinished):
         text = f"{report.headline(state)}\nevery slug is on and every byte is right"
         return Outcome(True, text, report.as_json(state, text))
@@ -108,7 +109,7 @@ def export(request: Request) -> Outcome:
     text = exported(request.patchset, release, on).decode()
     message = f"{len(on)} slugs of {release.name} as one diff"
     shown = report.as_json(None, message, release=release.name, digest=release.digest, diff=text)
-    return Outcome(True, text, shown)
+    return Outcome(True, text, shown, is_diff=True)
 
 
 def _move(request: Request, wanted: Callable[[State], Collection[str]]) -> Outcome:
@@ -164,7 +165,7 @@ def _unfinished(request: Request) -> str | None:
 def _standing(request: Request, state: State) -> str:
     """What the status means for the user, and the command that follows."""
     if state.status == states.DRIFTED:
-        return f"apply and revert refuse such a tree and say why: {request.again('verify')}"
+        return f"apply and revert refuse such a tree; {report.remedy(state, request.home)}"
     if state.status != states.PARTIAL:
         return ""
     older = any(file.status == states.OUTDATED for file in state.files)

@@ -47,7 +47,8 @@ def _download(release: str, folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        why = (done.stderr.strip() or done.stdout.strip() or "it fetched nothing").splitlines()[-1]
+        said = [line for line in done.stderr.splitlines() if "WARNING" not in line]
+        why = said[-1] if said else "it fetched nothing"
         raise Refused(
             f"pip could not download sglang {release}: {why}\n"
             f"see why with: {sys.executable} -m pip download --no-deps sglang=={release}"

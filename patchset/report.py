@@ -1,6 +1,6 @@
 """What the user reads: tables, what is wrong with which file, the next command, the JSON object."""
 
-import os
+import re
 import shlex
 import sys
 import textwrap
@@ -17,7 +17,11 @@ from patchset.transition import Move
 WIDTH = 100
 _GREEN, _RED, _PLAIN = "\033[32m", "\033[31m", "\033[0m"
 _GOOD = {"on", "upstream", states.PRISTINE, states.PATCHED}
-_BAD = {states.PARTIAL, states.UNKNOWN_RELEASE, *states.FOREIGN}
+_BAD = {states.PARTIAL, *states.FOREIGN}
+# A cell of a table, or what a line begins with.
+_CELL_OR_LEAD = re.compile(
+    rf"(?<=  )(?:on|upstream)(?=  |$)|^ *(?:{'|'.join(sorted(_GOOD | _BAD))})(?=: )", re.MULTILINE
+)
 
 _MEANING = {
     states.ABSENT: "it should be there",
@@ -72,7 +76,7 @@ def headline(state: State) -> str:
     same = f" (same files: {', '.join(release.also)})" if release.also else ""
     return (
         f"sglang {release.name}{same} in {state.tree.package}\n"
-        f"{_painted(state.status)}: {len(state.on)} of {len(release.patches)} slugs on, "
+        f"{state.status}: {len(state.on)} of {len(release.patches)} slugs on, "
         f"patch set {release.digest[:12]}"
     )
 
@@ -102,7 +106,7 @@ def _subject(state: State, slug: str) -> str:
 def wrong_files(state: State) -> str:
     return "\n".join(
         f"  {file.path}\n"
-        f"      {_painted(file.status)}: found {_short(file.found)}, "
+        f"      {file.status}: found {_short(file.found)}, "
         f"expected {_short(file.expected)}: {_why(state, file)}"
         for file in state.wrong
     )
@@ -139,11 +143,11 @@ def not_movable(state: State, home: Path) -> str:
     return (
         f"{headline(state)}\n{count} file{'s are' if count > 1 else ' is'} not as any state of "
         f"this release has {'them' if count > 1 else 'it'}, so nothing was written:\n"
-        f"{wrong_files(state)}\n{_remedy(state, home)}"
+        f"{wrong_files(state)}\n{remedy(state, home)}"
     )
 
 
-def _remedy(state: State, home: Path) -> str:
+def remedy(state: State, home: Path) -> str:
     """The one command that gives up what stands in the way."""
     tree, release = state.tree, state.release
     assert release
@@ -155,10 +159,10 @@ def _remedy(state: State, home: Path) -> str:
     if tree.root.parent == home / "build":
         return f"to fetch the release anew: rm -r {shlex.quote(str(tree.root))}"
     if tree.records():
-        return (
-            "to give up what differs: "
-            f"python3 -m pip install --force-reinstall --no-deps sglang=={release.name}"
-        )
+        name = tree.records()[0].partition("-")[0].replace("_", "-")
+        version = tree.version() if tree.version() in release.also else release.name
+        pip = "python3 -m pip install --force-reinstall --no-deps"
+        return f"to give up what differs: {pip} {name}=={version}"
     git = f"git -C {shlex.quote(str(tree.root))}"
     if all(file.status == states.CRLF for file in drifted):
         again = f"{git} -c core.autocrlf=false checkout -- {shlex.join(theirs)}"
@@ -227,17 +231,17 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lead = sum(widths) + 2
     lines = []
     for row in every:
-        cells = [
-            _painted(cell) + " " * (width - len(cell))
-            for cell, width in zip(row, widths, strict=False)
-        ]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         rest = textwrap.wrap(row[-1], WIDTH - lead, break_on_hyphens=False) or [""]
         lines.append(f"  {''.join(cells)}{rest[0]}".rstrip())
         lines += [" " * lead + more for more in rest[1:]]
     return "\n".join(lines)
 
 
-def _painted(word: str) -> str:
-    colour = _GREEN if word in _GOOD else _RED if word in _BAD else ""
-    plain = not colour or not sys.stdout.isatty() or "NO_COLOR" in os.environ
-    return word if plain else f"{colour}{word}{_PLAIN}"
+def painted(text: str) -> str:
+    """`text` with its good words in green and its bad ones in red, for a terminal."""
+
+    def paint(word: re.Match[str]) -> str:
+        return f"{_GREEN if word[0].strip() in _GOOD else _RED}{word[0]}{_PLAIN}"
+
+    return _CELL_OR_LEAD.sub(paint, text)

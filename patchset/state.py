@@ -215,7 +215,9 @@ def _touched_states(
 def _overlay_states(
     tree: Tree, patchset: PatchSet, record: Record, image: Mapping[str, bytes]
 ) -> list[FileState]:
-    found = {path: tree.read(path) or b"" for path in tree.files(OVERLAY)}
+    listed = {path: tree.read(path) for path in tree.files(OVERLAY)}
+    # A writer may take a file away between the listing and the reading.
+    found = {path: data for path, data in listed.items() if data is not None}
     expected = {path: data for path, data in image.items() if path.startswith(OVERLAY + "/")}
     if not any(path.startswith(ORIGINALS + "/") for path in found):
         # A tree patched with an exported diff has its originals in git.

@@ -97,7 +97,7 @@ for start, goal in itertools.permutations(range(len(states)), 2):
 hits, lost, ends, began = 0, [], Counter(), time.monotonic()
 random.shuffle(instants)
 for start, goal, instant in itertools.cycle(instants):
-    if hits == kills:
+    if hits >= kills:
         break
     verb = command(states[start], states[goal])
     what = f"{verb} from {states[start]} killed at {instant}"
@@ -111,9 +111,13 @@ for start, goal, instant in itertools.cycle(instants):
         lost.append(f"{what}: status wrote")
     if shown["status"] not in ("pristine", "patched", "partial"):
         lost.append(f"{what}: {shown['status']}: {shown['message']}")
-    # The next command says what became of the one that was killed, whatever it is asked.
+    # The next command says what became of the one that was killed, whatever it is asked; and it
+    # may be killed too.
     after = random.randrange(len(states))
-    code, shown = run("apply", *states[after]) if states[after] else run("revert")
+    following = ["apply", *states[after]] if states[after] else ["revert"]
+    if random.random() < 0.3:
+        hits += killed(following, random.randrange(1, 60))
+    code, shown = run(*following)
     if code:
         lost.append(f"{what}: {shown['message']}")
     ends[next((end for end in ENDS if end in shown["message"]), "nothing begun")] += 1

@@ -201,6 +201,7 @@ def test_colour_is_for_terminals_that_want_it(env, colour, house, tree):
     argv = [sys.executable, "-I", str(house.home / "apply.py"), "status", "--tree", str(tree)]
     assert (b"\033[" in terminal(argv, env)) == colour
     assert b"\033[" not in subprocess.run(argv, capture_output=True, check=True).stdout
+    assert b"\\u001b" not in terminal([*argv, "--json"], env)
 
 
 def test_a_reader_that_goes_away_is_no_error(house):

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from patchset.diff import (
+    REMOVED,
     DiffError,
     blob_id,
     merged_hunks,
@@ -24,14 +25,14 @@ from tests.tool.synthetic import diff, git, numbered, replaced
 
 PATH = "sglang/f.py"
 # Few different lines, so that a wrong place often looks right.
-LINES = st.sampled_from([b"\n", b"a\n", b"b\n", b"    return x\n", b"\tb\n", b"a \n", b"c\r\n"])
+LINES = st.sampled_from([b"\n", b"a\n", b"b\n", b"    return x\n", b"\tb\n", b"c \r\n", b"d\re\n"])
 
 
 @st.composite
 def files_and_edits(draw):
     """Pristine lines, and disjoint edits one untouched line or more apart, each of some patch."""
-    pristine = draw(st.lists(LINES, min_size=1, max_size=40))
-    if draw(st.booleans()) and pristine[-1] != b"\n":
+    pristine = draw(st.lists(LINES, max_size=40))
+    if pristine and draw(st.booleans()) and pristine[-1] != b"\n":
         pristine[-1] = pristine[-1].removesuffix(b"\n")
     patches = draw(st.integers(1, 4))
     edits, at = [], 0
@@ -44,7 +45,7 @@ def files_and_edits(draw):
         last = at + size == len(pristine)
         if last and new and new[-1] != b"\n" and draw(st.booleans()):
             new[-1] = new[-1].removesuffix(b"\n")
-        unended = pristine[-1] and not pristine[-1].endswith(b"\n")
+        unended = pristine and not pristine[-1].endswith(b"\n")
         if new != pristine[at : at + size] and not (last and unended and size == 0):
             edits.append((draw(st.integers(0, patches - 1)), at, size, new))
         at += size + 1
@@ -57,6 +58,23 @@ def edited(pristine, edits, on):
         if patch in on:
             lines[at : at + size] = new
     return b"".join(lines)
+
+
+def headers(text):
+    """Where each hunk says that it ends up: (first line, number of lines)."""
+    found = re.findall(rb"^@@ -\d+,\d+ \+(\d+),(\d+) @@$", text, re.MULTILINE)
+    return [(int(start), int(count)) for start, count in found]
+
+
+def headers_of(hunks, made):
+    """Where each does, found by looking from the end of the one before."""
+    lines, at, places = split(made), 0, []
+    for hunk in hunks:
+        new = [text for kind, text in hunk.lines if kind != REMOVED]
+        at = next(n for n in range(at, len(lines) + 1) if lines[n : n + len(new)] == new)
+        places.append((at + (new != []), len(new)))
+        at += len(new)
+    return places
 
 
 def subsets(count):
@@ -88,7 +106,9 @@ def test_any_subset_of_random_patches_goes_on_and_off_as_git_would(case):
             if chosen:
                 head = f"diff --git a/{PATH} b/{PATH}\n--- a/{PATH}\n+++ b/{PATH}\n".encode()
                 target.write_bytes(old)
-                git("apply", given=head + render(merged_hunks(chosen)), cwd=scratch)
+                text = render(merged_hunks(chosen))
+                git("apply", given=head + text, cwd=scratch)
+                assert headers(text) == headers_of(merged_hunks(chosen), made)
                 assert target.read_bytes() == made
             if len(chosen) == 1:
                 assert (chosen[0].old_id, chosen[0].new_id) == (blob_id(old), blob_id(made))

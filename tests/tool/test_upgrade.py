@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 
-from patchset import staging
+from patchset import provenance, staging
+from patchset.diff import blob_id
+from patchset.tree import Tree
 from tests.tool.synthetic import EDITS, LAID, PRISTINE, SLUGS, House, content, synthetic_tree
 
 NORM, INDEX = "sglang/srt/layers/norm.py", "sglang/srt/layers/index.py"
@@ -133,6 +135,16 @@ def test_a_record_is_not_believed_without_matching_bytes(lie, patched, tmp_path)
     reply = new.ask("apply", "--tree", tree)
     assert (reply.code, reply.shown["status"]) == (1, "drifted")
     assert content(tree) == before
+
+
+def test_a_kept_original_counts_only_if_its_bytes_have_the_blob_id_it_is_named_by(house, tree):
+    house.ask("apply", "norm", "--tree", tree)
+    found = blob_id((tree / NORM).read_bytes())
+    original = tree / LAID / "pristine" / blob_id(PRISTINE[NORM])
+    record = provenance.read(Tree(tree / "sglang"))
+    assert record.original(Tree(tree / "sglang"), NORM, found) == PRISTINE[NORM]
+    original.write_bytes(b"not these\n")
+    assert record.original(Tree(tree / "sglang"), NORM, found) is None
 
 
 def test_kept_originals_of_another_release_do_not_pass_for_this_one(house, tree, tmp_path):

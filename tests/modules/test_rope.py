@@ -89,6 +89,16 @@ def test_rope_with_its_store_writes_what_it_returns(
         )
 
 
+@pytest.mark.parametrize("scales", [(None, None), (0.7, 0.3)], ids=str)
+def test_the_fused_store_saturates(arms, platform, scales):
+    given = fused_inputs("mha", "fp8", True, scales)
+    given["k"], given["v"] = given["k"] * 150, given["v"] * 150
+    result = arms.patched.run("tests.modules.rope:rotate_and_store", **given).outputs
+    k, slots = heads_of(result["k"], 64), given["slots"]
+    assert_cache(platform, "fp8", result["k_cache"], k, scales[0], slots, "k_cache")
+    assert_cache(platform, "fp8", result["v_cache"], given["v"], scales[1], slots, "v_cache")
+
+
 @pytest.mark.parametrize(("kind", "cache", "neox", "scales"), FUSED[::3])
 def test_switched_off_rope_is_upstreams(arms, kind, cache, neox, scales):
     given = fused_inputs(kind, cache, neox, scales)

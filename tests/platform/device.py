@@ -138,6 +138,7 @@ def properties(arch: str, memory: int):
         shared_memory_per_block=Platform("rocm", arch).lds_bytes,
         max_threads_per_multi_processor=2048,
         L2_cache_size=4 << 20,
+        is_integrated=False,
         uuid="0",
     )
 

@@ -30,7 +30,7 @@ def main() -> int:
     kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
     rows = {row["fault"]: row for row in kept}
     for fault in chosen:
-        verdict = judge(fault, given.layer or LAYERS)
+        verdict = judge(fault, given.layer)
         rows[fault.name] = {
             "fault": fault.name,
             "slug": fault.slug,

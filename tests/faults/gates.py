@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.engine.cases import CASES
-from tests.faults.fault import Fault, house_with
+from tests.faults.fault import OVERLAY, Fault, house_with
 from tests.platform.trees import ROOT
 
 LAYERS = ("kernels", "modules", "engine")
@@ -30,14 +30,19 @@ class Verdict:
     seconds: float
 
 
-def tests_of(layer: str, slug: str) -> list[str]:
-    name = slug.replace("-", "_")
-    if layer == "kernels":
-        return [f"tests/kernels/test_{name}.py"]
+def tests_of(layer: str, fault: Fault) -> list[str]:
+    name = fault.slug.replace("-", "_")
+    if layer == "kernels":  # those that run the kernel, not those that look at its machine code
+        return [f"tests/kernels/test_{name}.py", "-k", f"cpu-{fault.arch}"]
     if layer == "modules":
-        return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[slug])]
-    cases = " or ".join(case for case in CASES if slug in CASES[case].slugs)
+        return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[fault.slug])]
+    cases = " or ".join(case for case in CASES if fault.slug in CASES[case].slugs)
     return ["tests/engine/test_logits.py", "-k", f"patched and ({cases})"]
+
+
+def layers_of(fault: Fault) -> tuple[str, ...]:
+    """Kernel tests load the overlay alone; what a patch puts into upstream files is not there."""
+    return LAYERS if fault.file.startswith(OVERLAY) else LAYERS[1:]
 
 
 def failing_test(root: Path, arch: str, tests: list[str], tree: Path | None = None) -> str | None:
@@ -58,13 +63,13 @@ def failing_test(root: Path, arch: str, tests: list[str], tree: Path | None = No
     return failed[1]
 
 
-def judge(fault: Fault, layers=LAYERS) -> Verdict:
+def judge(fault: Fault, layers: tuple[str, ...] | None = None) -> Verdict:
     """Run layer after layer until a test fails."""
     start = time.monotonic()
     caught_by = test = None
     with house_with(fault) as house:
-        for layer in layers:
-            test = failing_test(house.root, fault.arch, tests_of(layer, fault.slug), house.tree)
+        for layer in layers or layers_of(fault):
+            test = failing_test(house.root, fault.arch, tests_of(layer, fault), house.tree)
             if test is not None:
                 caught_by = layer
                 break

@@ -4,6 +4,7 @@ import importlib.util
 
 import torch
 
+from tests.engine.scenarios import hardware
 from tests.platform import recorder
 
 SERVER = {
@@ -39,6 +40,7 @@ def logits(platform, path, requests, prompts, server, scales=None, trace=False) 
     """
     from sglang import bench_one_batch
 
+    hardware.grant(platform)
     runner = model_runner(path, server, scales)
     watch = Watch(runner.model, trace)
     forwards = {"logits": [], "selected": [], "launches": [], "trace": []}

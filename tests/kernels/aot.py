@@ -102,8 +102,9 @@ def assert_resources(code: MachineCode, vgprs: int = 512) -> None:
 @functools.cache
 def _worker() -> Worker:
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = [str(ROOT), str(ROOT / "overlay"), os.environ.get("PYTHONPATH", "")]
     environment |= {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "overlay")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-aot"),
         # Triton 3.10 changes the default; the images' Triton fuses.
         "TRITON_DEFAULT_FP_FUSION": "1",

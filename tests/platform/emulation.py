@@ -29,9 +29,10 @@ def environment(platform: Platform, tree, **switches: str) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")
     }
+    path = [os.path.join(here, "site"), str(tree), root, os.environ.get("PYTHONPATH", "")]
     result = {
         **inherited,
-        "PYTHONPATH": os.pathsep.join([os.path.join(here, "site"), str(tree), root]),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "SGLANG_USE_AITER": "1",
         "SGLANG_TEST_PLATFORM": platform.name,
         "SGLANG_TEST_ARCH": platform.arch,

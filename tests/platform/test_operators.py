@@ -130,7 +130,7 @@ def test_index_logits_are_gated_sums_and_see_only_their_range(op, platform, rand
     table = torch.arange(9, device=platform.device, dtype=torch.int32).repeat(3, 1)
     lengths = torch.tensor([9, 4, 0], device=platform.device, dtype=torch.int32)
     paged(q[:, None], rows, weights, out, lengths, table, 12)
-    assert_bitwise(out[0, :9], logits[0])
+    assert_close(out[0, :9], logits[0].double(), "ulp<=1", reduction=64)
     assert out[0, 9:].isnan().all()
     assert out[1, 4:].isnan().all()
     assert out[2].isnan().all()

@@ -20,7 +20,7 @@ def indexer_k_quant_and_cache(k, kv_cache, slot_mapping, quant_block_size, scale
     need(k.shape[0] <= slot_mapping.shape[0], f"{name}: more keys than slots, it reads past them")
     blocks = k.float().unflatten(-1, (-1, 128))
     amax = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4)
-    scale = amax / chip().fp8_max
+    scale = amax / torch.full_like(amax, chip().fp8_max)  # by a number, CUDA would multiply
     if scale_fmt == "ue8m0":
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
     quantised = saturate(blocks * (1 / scale), chip().fp8_dtype).flatten(1).view(torch.uint8)

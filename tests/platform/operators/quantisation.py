@@ -44,7 +44,8 @@ def dynamic_per_token_scaled_quant(out, input, scales):
 
 @operator("aiter.dynamic_per_tensor_quant")
 def dynamic_per_tensor_quant(out, input, scale):
-    scale.copy_((input.float().abs().amax() / chip().fp8_max).view_as(scale))
+    amax = input.float().abs().amax()
+    scale.copy_((amax / torch.full_like(amax, chip().fp8_max)).view_as(scale))
     out.copy_(saturate(input.float() * (1 / scale), out.dtype))
 
 

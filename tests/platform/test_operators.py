@@ -28,13 +28,6 @@ def randn(platform):
     return make
 
 
-def toward_zero(exact, dtype):
-    nearest = exact.to(dtype)
-    return torch.where(
-        nearest.double().abs() > exact.abs(), nearest.nextafter(nearest * 0), nearest
-    )
-
-
 @pytest.mark.parametrize("width", [64, 129])
 def test_norms_are_exact_to_an_ulp_and_cut_off_on_gfx942(op, platform, randn, width):
     x, weight, bias = randn(33, width), randn(width), randn(width)
@@ -43,8 +36,8 @@ def test_norms_are_exact_to_an_ulp_and_cut_off_on_gfx942(op, platform, randn, wi
     )
     y = op("aiter.layernorm2d_fwd")(x, weight, bias, 1e-6)
     assert_close(y, truth, "ulp<=1", reduction=width)
-    grows = (y.double().abs() > truth.abs()) & (y != toward_zero(truth, y.dtype))
-    assert bool(grows.any()) != platform.ck_truncates_bf16
+    away_from_zero = (y.double().abs() > truth.abs()).double().mean()
+    assert (away_from_zero < 0.02) == platform.ck_truncates_bf16
     residual, out, left = randn(33, width), torch.empty_like(x), torch.empty_like(x)
     op("aiter.rmsnorm2d_fwd_with_add")(out, x, residual, left, weight, 1e-6)
     summed = x.double() + residual.double()

@@ -10,7 +10,7 @@ from patchset.diff import blob_id, patched, split, unpatched
 from patchset.errors import Refused
 from patchset.provenance import ORIGINALS, PROVENANCE, Record
 from patchset.record import repaired
-from patchset.series import OVERLAY, SELF_REPORT, PatchSet, Release
+from patchset.series import OVERLAY, PatchSet, Release
 from patchset.tree import Tree
 
 # Of a file
@@ -36,9 +36,9 @@ class Touched(NamedTuple):
     """A file that a release's patches touch, as found."""
 
     found: str | None
-    pristine: bytes | None  # None where no patch set explains what was found
-    explained_by: list[frozenset[str]]  # each set of patches that makes it of the pristine bytes
-    status: str = KNOWN  # or OUTDATED, DRIFTED, CRLF
+    status: str  # KNOWN, OUTDATED, DRIFTED or CRLF
+    pristine: bytes | None = None  # of what is KNOWN or OUTDATED
+    patches: frozenset[str] = frozenset()  # those that make what is KNOWN of the pristine bytes
 
 
 class State(NamedTuple):
@@ -76,13 +76,11 @@ def read(tree: Tree, patchset: PatchSet) -> State:
         for release in patchset.releases.values()
     ]
     # Most files first; a release that says so itself wins only among equals.
-    release, touched = max(
-        views, key=lambda view: (_share(view[1]), view[0].name == record.release)
-    )
+    release, touched = max(views, key=lambda view: (_share(*view), view[0].name == record.release))
     on = _slugs_on(release, touched, record)
     image = _image(tree, patchset, release, touched, on)
     files = _touched_states(release, touched, image)
-    if _share(touched) < 0.5:
+    if _share(release, touched) < 0.5:
         # As many files as this would not be known if it were that release with a few changes.
         return State(tree, patchset, None, UNKNOWN_RELEASE, frozenset(), files, touched, release)
     files += _overlay_states(tree, patchset, record, image)
@@ -99,7 +97,7 @@ def belongs_to(patchset: PatchSet, path: str, data: bytes) -> list[str]:
     return [
         release.name
         for release in patchset.releases.values()
-        if path in release.pristine_ids() and _explanations(release, path, data)[0]
+        if path in release.pristine_ids() and _explanation(release, path, data)
     ]
 
 
@@ -117,7 +115,7 @@ def _touched(
         data = bytes_of(path)
         original = record.original(tree, path, blob_id(data)) if data is not None else None
         if data is not None and original is not None:
-            found[path] = Touched(blob_id(data), original, [], OUTDATED)
+            found[path] = Touched(blob_id(data), OUTDATED, original)
     return found
 
 
@@ -125,35 +123,32 @@ def _touched_file(
     tree: Tree, release: Release, record: Record, path: str, data: bytes | None
 ) -> Touched:
     if data is None:
-        return Touched(None, None, [], DRIFTED)
+        return Touched(None, DRIFTED)
     found = blob_id(data)
-    explained_by, pristine = _explanations(release, path, data)
-    if pristine is not None:
-        return Touched(found, pristine, explained_by)
+    if explanation := _explanation(release, path, data):
+        return Touched(found, KNOWN, *explanation)
     original = record.original(tree, path, found)
     if original is not None and blob_id(original) == release.pristine_ids()[path]:
-        return Touched(found, original, [], OUTDATED)
-    is_crlf = _explanations(release, path, data.replace(b"\r\n", b"\n"))[0]
-    return Touched(found, None, [], CRLF if is_crlf else DRIFTED)
+        return Touched(found, OUTDATED, original)
+    is_crlf = _explanation(release, path, data.replace(b"\r\n", b"\n"))
+    return Touched(found, CRLF if is_crlf else DRIFTED)
 
 
-def _explanations(
-    release: Release, path: str, data: bytes
-) -> tuple[list[frozenset[str]], bytes | None]:
-    """Each set of patches that turns the pristine file into `data`, and the pristine bytes."""
-    patches, expected = release.touching(path), release.pristine_ids()[path]
-    lines, sets, pristine = split(data), list[frozenset[str]](), None
+def _explanation(release: Release, path: str, data: bytes) -> tuple[bytes, frozenset[str]] | None:
+    """The pristine bytes of `path` and the set of patches that makes `data` of them."""
+    patches, pristine, lines = release.touching(path), release.pristine_ids()[path], split(data)
     for count in range(len(patches) + 1):
         for some in combinations(patches, count):
             candidate = unpatched(lines, [patch.diffs[path] for patch in some])
-            if candidate is not None and blob_id(candidate) == expected:
-                sets.append(frozenset(patch.slug for patch in some))
-                pristine = candidate
-    return sets, pristine
+            if candidate is not None and blob_id(candidate) == pristine:
+                return candidate, frozenset(patch.slug for patch in some)
+    return None
 
 
-def _share(touched: Mapping[str, Touched]) -> float:
-    return sum(file.status != DRIFTED for file in touched.values()) / max(len(touched), 1)
+def _share(release: Release, touched: Mapping[str, Touched]) -> float:
+    """How much of what the release's patches touch is this release's."""
+    ids = release.pristine_ids()
+    return sum(touched[path].status != DRIFTED for path in ids) / max(len(ids), 1)
 
 
 def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) -> frozenset[str]:
@@ -162,14 +157,9 @@ def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) 
         return record.slugs & release.patches.keys()
     votes: dict[str, set[bool]] = {slug: set() for slug in release.patches}
     for path, file in touched.items():
-        if not file.explained_by:
-            continue
-        names = {patch.slug for patch in release.touching(path)}
-        said = (record.slugs | {SELF_REPORT}) & names if record.slugs else frozenset()
-        # Two sets can make the same bytes (one line inserted before or after its equal).
-        chosen = said if said in file.explained_by else file.explained_by[0]
-        for slug in names & votes.keys():
-            votes[slug].add(slug in chosen)
+        if file.status == KNOWN:
+            for slug in votes.keys() & {patch.slug for patch in release.touching(path)}:
+                votes[slug].add(slug in file.patches)
     return frozenset(
         slug
         for slug, cast in votes.items()

@@ -60,7 +60,7 @@ def in_a_graph(case: Case) -> Case:
 
 
 CASES = {
-    "glm-5-bf16": Case("glm-5", "bf16", NSA, bitwise=("gfx942",)),
+    "glm-5-bf16": Case("glm-5", "bf16", NSA, ("gfx942",), bitwise=("gfx942",)),
     "glm-5-fp8": Case("glm-5", "fp8", NSA, bitwise=("gfx942",)),
     "gpt-oss-bf16": Case(
         "gpt-oss", "bf16", ROPE, ("gfx942",), AITER, unmended_fault=WINDOW
@@ -83,4 +83,4 @@ CASES = {
     ),
 }  # fmt: skip
 # Longer than index_topk: what the indexers select is all that attention sees.
-SPARSE = Case("glm-5-long", "fp8", NSA, server=LONG)
+SPARSE = Case("glm-5-long", "fp8", NSA, ("gfx942",), LONG)

@@ -1,7 +1,6 @@
 """Catches an indexer that selects other tokens: a head gate, an index key or slot that is wrong."""
 
 import pytest
-import torch
 
 from tests.engine.cases import SPARSE
 from tests.engine.checkpoints import checkpoint
@@ -27,7 +26,9 @@ def shared(one: set[int], other: set[int]) -> float:
 
 @pytest.fixture
 def results(platform) -> dict[str, dict]:
-    return {arm: SPARSE.result(arm, platform) for arm in ("pristine", "patched", "off")}
+    if platform.arch not in SPARSE.archs:
+        pytest.skip(f"runs on {', '.join(SPARSE.archs)}")
+    return {arm: SPARSE.result(arm, platform) for arm in ("pristine", "patched")}
 
 
 @pytest.fixture
@@ -41,13 +42,7 @@ def test_selection_really_drops_tokens(results):
     for result in results.values():
         for forward, chosen in enumerate(selections(result)):
             assert len(chosen) == KEPT < length + forward
-            assert max(chosen) == length + forward - 1 or max(chosen) < length + forward
-
-
-def test_switched_off_the_selected_sets_and_logits_are_upstreams(results):
-    off, pristine = results["off"], results["pristine"]
-    assert selections(off) == selections(pristine)
-    assert all(map(torch.equal, off["logits"], pristine["logits"]))
+            assert max(chosen) < length + forward
 
 
 def test_patched_selects_what_upstream_selects(results, wanted):

@@ -58,6 +58,6 @@ def house_with(fault: Fault):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests", house.root / "tests", ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", house.root)
-        for shared in ("patches", "build"):
+        for shared in ("patches", "build", "evidence"):
             (house.root / shared).symlink_to(ROOT / shared)
         yield house

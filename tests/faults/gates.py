@@ -37,7 +37,8 @@ def tests_of(layer: str, fault: Fault) -> list[str]:
     if layer == "modules":
         return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[fault.slug])]
     cases = " or ".join(case for case in CASES if fault.slug in CASES[case].slugs)
-    return ["tests/engine/test_logits.py", "-k", f"patched and ({cases})"]
+    files = ["tests/engine/test_logits.py", "tests/engine/test_launches.py"]
+    return [*files, "-k", f"(patched or launches) and ({cases})"]
 
 
 def layers_of(fault: Fault) -> tuple[str, ...]:

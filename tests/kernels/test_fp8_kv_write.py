@@ -182,7 +182,8 @@ def test_heads_with_gaps_are_stored_as_packed_ones(platform):
     check(platform, k, v, fresh_slots(platform, 5))
     transposed = torch.randn(128, 5, device=platform.device).bfloat16().T
     cache = [poisoned((SLOTS, 2, 64), platform.fp8_dtype, platform.device) for _ in range(2)]
-    write_kv(transposed, transposed, LayerCache(*cache, None), slots := torch.arange(5), None, None)
+    slots = torch.arange(5, device=platform.device)
+    write_kv(transposed, transposed, LayerCache(*cache, None), slots, None, None)
     assert_bitwise(cache[0][slots], cached(transposed.reshape(5, 2, 64), platform.fp8_dtype))
 
 

@@ -185,8 +185,8 @@ def test_a_cache_past_two_gib_is_addressed_in_64_bits(platform):
     arguments = layer.q, layer.k, layer.v, layer.positions, layer.cos_sin, True
     rotate_and_store(*arguments, LayerCache(*caches, None), slots, None, None)
     for cache, x in zip(caches, (layer.k, layer.v), strict=True):
-        expected = poisoned((2, 1, 128), platform.fp8_dtype)
-        store(x, expected, torch.arange(2))
+        expected = poisoned((2, 1, 128), platform.fp8_dtype, platform.device)
+        store(x, expected, torch.arange(2, device=platform.device))
         assert_bitwise(torch.stack([cache[rows - 1], cache[7]]), expected)
 
 

@@ -70,7 +70,7 @@ class Slug:
         return f"inactive: {reason}" if reason else "active"
 
     def decline(self, reason: str) -> None:
-        """Say, once for each reason, that a call takes the pristine path although the slug is active."""
+        """Say, once for each reason, that a call of an active slug takes the pristine path."""
         if reason not in self.declined:
             self.declined.append(reason)
             logger.warning("rocm patch %s: pristine path taken: %s", self.name, reason)
@@ -83,8 +83,8 @@ def module_of(name: str) -> str:
 def report() -> dict:
     """Provenance of this tree and the state of each slug, as plain JSON types.
 
-    ``{"release": str | None, "digest": str | None, "slugs": {slug: {"state": str, "declined": [str]}}}``;
-    release and digest are None where the overlay was put here by hand.
+    ``{"release": R, "digest": D, "slugs": {slug: {"state": str, "declined": [reason]}}}``; R and D
+    are None where the overlay was put here by hand.
     """
     provenance = Path(__file__).with_name("provenance.json")
     laid = json.loads(provenance.read_text()) if provenance.exists() else {}

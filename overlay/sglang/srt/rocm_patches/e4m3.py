@@ -8,8 +8,14 @@ saturates on NVIDIA; so every kernel clamps by itself, then rounds to nearest ev
 import torch
 import triton
 import triton.language as tl
+from sglang.srt.rocm_patches import arch
 
 E4M3_MAX = {torch.float8_e4m3fnuz: 240.0, torch.float8_e4m3fn: 448.0}
+
+
+def native_e4m3() -> torch.dtype:
+    """The format that this GPU converts to and multiplies in hardware."""
+    return torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
 
 
 @triton.jit

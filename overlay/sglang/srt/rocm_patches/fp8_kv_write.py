@@ -32,7 +32,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.rocm_patches import Slug, arch
+from sglang.srt.rocm_patches import Slug
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -43,11 +43,11 @@ SLUG = Slug("fp8-kv-write")
 ACTIVE = SLUG.active
 
 if ACTIVE:
-    from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
+    from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
     from sglang.srt.rocm_patches.fp8_kv_write_kernel import write_kv
     from sglang.srt.rocm_patches.kv_cache import layer_cache
 
-    _FP8_DTYPE = torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
+    _FP8_DTYPE = native_e4m3()
 
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -30,6 +30,7 @@ ACTIVE = SLUG.active
 
 if ACTIVE:
     from sglang.srt.rocm_patches.aiter_ops import aiter_op
+    from sglang.srt.rocm_patches.e4m3 import native_e4m3
     from sglang.srt.rocm_patches.indexer_kernel import (
         HEAD_DIM,
         PAGE_BYTES_PER_SLOT,
@@ -37,7 +38,7 @@ if ACTIVE:
     )
     from sglang.srt.rocm_patches.indexer_kernel import store_index_k as _triton_store
 
-    _FP8_DTYPE = torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
+    _FP8_DTYPE = native_e4m3()
     _aiter_store = (
         aiter_op("aiter.ops.cache", "indexer_k_quant_and_cache") if arch() == "gfx950" else None
     )

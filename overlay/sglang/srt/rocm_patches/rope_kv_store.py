@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sglang.srt.rocm_patches import Slug, arch
+from sglang.srt.rocm_patches import Slug
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -30,15 +30,11 @@ SLUG = Slug("rope-kv-store")
 ACTIVE = SLUG.active
 
 if ACTIVE:
-    from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
+    from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
     from sglang.srt.rocm_patches.kv_cache import LayerCache, layer_cache
     from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store as _launch
 
-    _CACHE_DTYPES = (
-        torch.bfloat16,
-        torch.float16,
-        torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn,
-    )
+    _CACHE_DTYPES = (torch.bfloat16, torch.float16, native_e4m3())
 
 
 class KVStore(NamedTuple):

@@ -27,7 +27,7 @@ TRAILERS = {
     "Slug": r"[a-z0-9]+(-[a-z0-9]+)*",
     "Upstream-PR": rf"{PULL_REQUESTS}|none",
     "Upstream-Status": r"missing|upstream-incomplete: .{10,}|upstream",
-    "Numerics": r"(bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+)(; .+)*",
+    "Numerics": r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+",
     "Switch": r"SGLANG_ROCM_PATCH_[A-Z0-9_]+|none",
     "Requires": r"([a-z0-9-]+(, [a-z0-9-]+)*)?",
     "Hardware": r"(gfx942|gfx950|gfx942, gfx950|all)",

@@ -36,13 +36,14 @@ SLUG = Slug("nsa-fp8-kv")
 ACTIVE = SLUG.active
 
 if ACTIVE:
+    from sglang.srt.rocm_patches.e4m3 import native_e4m3
     from sglang.srt.rocm_patches.nsa_fp8_kv_kernel import (
         rope_and_write_rows,
         saturating_cast,  # noqa: F401  for tilelang_sparse_fwd
         write_rows,  # noqa: F401  for MLATokenToKVPool
     )
 
-    _FP8_DTYPE = torch.float8_e4m3fnuz if arch() == "gfx942" else torch.float8_e4m3fn
+    _FP8_DTYPE = native_e4m3()
 
 
 def holds_plain_rows(pool: MLATokenToKVPool) -> bool:
@@ -83,8 +84,9 @@ def rope_and_write(
 ) -> torch.Tensor:
     """Rotate, write this layer's rows at ``out_cache_loc`` and return q ``[T, H, L + R]``, whole.
 
-    Where `ropes_in_core` says so. q has the cache's type, so TileLang neither casts it nor, without
-    a q_rope, concatenates it again (https://github.com/sgl-project/sglang/pull/24125).
+    Where `ropes_in_core` says so. q has the cache's type, so that TileLang does not cast it, and
+    goes to the NSA backend without a q_rope: by its last dimension, head_dim, the backend knows not
+    to concatenate it again (https://github.com/sgl-project/sglang/pull/24125).
     """
     return rope_and_write_rows(
         forward_batch.token_to_kv_pool.get_key_buffer(attn.attn_mqa.layer_id),

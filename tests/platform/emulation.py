@@ -1,7 +1,8 @@
 """Make this process one in which sglang finds an AMD GPU.
 
-On `rocm` nothing is replaced. On `cuda` an NVIDIA GPU says that it is gfx950: Triton runs
-natively, aiter's and sgl_kernel's compiled operators are the references. On `cpu` everything is.
+On `rocm` nothing is replaced; calls are counted. On `cuda` an NVIDIA GPU says that it is gfx950:
+Triton runs natively, aiter's and sgl_kernel's compiled operators and TileLang's kernels are the
+references. On `cpu` everything is.
 """
 
 import os
@@ -48,12 +49,13 @@ def environment(platform: Platform, tree, **switches: str) -> dict[str, str]:
 
 def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
     """`absent`: qualified names of operators that an older aiter would not have."""
-    if platform.name == "rocm":
-        recorder.count_triton_launches()
-        return
     from . import operators, triton_driver
 
     provided = operators.install(platform)
+    if platform.name == "rocm":
+        recorder.watch(operators.counted)
+        recorder.count_triton_launches()
+        return
     triton_driver.install(platform)
     if platform.name == "cpu":
         from . import device, distributed, graph, triton_interpreter

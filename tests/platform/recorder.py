@@ -16,6 +16,7 @@ A scenario of an arm marks the part that counts, without its own preparations:
 import collections
 import contextlib
 import functools
+import importlib
 from dataclasses import dataclass, field
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,6 +86,28 @@ def recorded(name: str):
         return call
 
     return decorate
+
+
+def watch(names: dict[str, str]) -> None:
+    """Count the calls of real functions: their qualified names, and what each counts under.
+
+    A name that this release of its package does not have is left out.
+    """
+    for qualified, counted in names.items():
+        owner, attribute = _owner(qualified.split("."))
+        if callable(getattr(owner, attribute, None)):
+            setattr(owner, attribute, recorded(counted)(getattr(owner, attribute)))
+
+
+def _owner(parts: list[str]):
+    """The module or object that holds the last part, or None."""
+    for depth in range(len(parts) - 1, 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            found = importlib.import_module(".".join(parts[:depth]))
+            for part in parts[depth:-1]:
+                found = getattr(found, part, None)
+            return found, parts[-1]
+    return None, parts[-1]
 
 
 class _TensorOperations(TorchDispatchMode):

@@ -1,10 +1,15 @@
 """Catches an arm that is not what it says: another device, a faked name, a launch not counted."""
 
+import subprocess
+import sys
+import types
+
 import pytest
 import torch
 
+from tests.platform import recorder
 from tests.platform.arm import Arm
-from tests.platform.process import WorkerError
+from tests.platform.process import ROOT, WorkerError
 from tests.tolerances import assert_bitwise
 
 
@@ -71,3 +76,33 @@ def test_an_error_of_the_scenario_comes_back_with_its_traceback(arm):
     with pytest.raises(WorkerError, match=r"in failing\n(.*\n)*LookupError: the scenario's own"):
         arm.run("tests.platform.probes:failing")
     assert arm.run("tests.platform.probes:device").outputs["is_cuda"]
+
+
+def test_calls_of_real_operators_are_counted_by_each_of_their_names(monkeypatch):
+    package, module = types.ModuleType("aiter_here"), types.ModuleType("aiter_here.gemm")
+    package.norm = lambda x: x + 1
+    module.tuned = types.SimpleNamespace(mm=lambda x: x * 2)
+    monkeypatch.setitem(sys.modules, "aiter_here", package)
+    monkeypatch.setitem(sys.modules, "aiter_here.gemm", module)
+    names = ["aiter_here.norm", "aiter_here.gemm.tuned.mm", "aiter_here.newer", "not_here.at.all"]
+    recorder.watch({name: f"counted {name}" for name in names})
+    with recorder.record() as run:
+        assert package.norm(1) + module.tuned.mm(2) == 6
+    assert run.operators == {f"counted {name}": 1 for name in names[:2]}
+
+
+def test_a_script_runs_as_if_there_were_an_amd_gpu(platform, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, os, torch; print(torch.version.hip, sys.argv[1], sys.path[2])")
+    command = ["--tree", tmp_path / "tree", "--platform", platform.name, "--arch", platform.arch]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.platform.run", *command, script, "given"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    hip, argument, path = done.stdout.split()
+    assert hip != "None"
+    assert argument == "given"
+    assert path == str(tmp_path / "tree")

@@ -30,6 +30,7 @@ FAMILIES = (
 )
 
 provided: dict[str, object] = {}
+counted: dict[str, str] = {}  # operators by qualified name, and the name that each counts under
 
 
 @dataclasses.dataclass
@@ -60,6 +61,7 @@ def operator(*names: str):
     def decorate(function):
         wrapped = recorder.recorded(names[0])(function)
         provided.update(dict.fromkeys(names, wrapped))
+        counted.update(dict.fromkeys(names, names[0]))
         return wrapped
 
     return decorate

@@ -203,7 +203,8 @@ def _release(release: Release) -> str:
         facts = {
             "does": said.get("Subject", ""),
             "upstream": f"{said.get('Upstream-PR', '')}, {said.get('Upstream-Status', '')}",
-            "needs": ", ".join(filter(None, [said.get("Hardware"), said.get("Requires")])),
+            "needs": said.get("Hardware", ""),
+            "requires": said.get("Requires", ""),
             "numerics": said.get("Numerics", ""),
             "off with": f"{said.get('Switch', '')}=0",
         }

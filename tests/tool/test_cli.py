@@ -143,6 +143,13 @@ def test_the_digest_follows_every_patch_and_overlay_file(change, house):
 # What a person sees ---------------------------------------------------------------------------
 
 
+def test_the_list_says_what_each_slug_needs(house):
+    out = house.run("list").out
+    assert "sglang 1.0 (same files: 1.0.post1)" in out
+    assert "does     What index does" in out
+    assert "requires norm" in out
+
+
 def test_quiet_prints_refusals_only(house, tree):
     assert house.run("apply", "--quiet", "--tree", tree)[2:] == ("", "")
     assert house.run("verify", "--quiet", "--tree", tree)[2:] == ("", "")

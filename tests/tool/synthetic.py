@@ -128,12 +128,16 @@ class House:
     def run(self, *argv: str | Path) -> Reply:
         """The command in this process; without --json, so that the text can be read."""
         out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
-        before = signal.getsignal(signal.SIGTERM)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.getsignal(number) for number in numbers]
+        # Tests may run in the background, where a shell has Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = cli.main([str(word) for word in argv], self.home)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
         out.flush()
         text = out.buffer.getvalue().decode()
         shown = json.loads(text) if "--json" in argv else {}

@@ -143,6 +143,7 @@ def test_ctrl_c_on_the_real_process_never_shows_a_traceback(house, seed):
             [sys.executable, "-I", house.home / "apply.py", "apply", "--tree", tree],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         # Python itself answers a signal that comes before the script has begun.
         time.sleep(random.uniform(0.06, 0.2))

@@ -245,12 +245,19 @@ class Journal:
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """Ctrl-C and a polite kill take effect after the block."""
-    both = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    arrived: list[int] = []
+    # Not a signal mask: another thread, if there is one, would still take the signal.
+    before = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def refusal(fault: OSError) -> Refused:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels import aot
 from tests.platform import trees, value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("platform")
     group.addoption("--platform", choices=["rocm", "cuda", "cpu"], help="default: what is there")
     group.addoption("--arch", choices=value.ARCHS, help="default: all that the platform stands for")
+    group.addoption("--aot-triton", type=Path, help="a folder with the Triton of an image")
     group.addoption("--patched-tree", type=Path, help="default: the series applied to a copy")
     group.addoption("--seed", type=int, help="default: a new one for every run")
 
@@ -43,6 +45,7 @@ def pytest_configure(config):
     elif config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 31)
     trees.given_instead = config.option.patched_tree
+    aot.triton_folder = config.option.aot_triton
     config.platforms = []
     if importlib.util.find_spec("torch") is None:  # the tool's own tests do without
         return

@@ -12,7 +12,9 @@ bytes, `i32:16` says divisible by 16. Every argument that is not a constexpr has
 A constexpr "tl.float32" is that Triton type. Other keywords are options of Triton's AMD backend.
 
 The tests' own process may run Triton's interpreter, in which there is nothing to compile: one
-worker process does it, for the whole session, with its cache in build/.
+worker process does it, for the whole session, with its cache in build/. It takes the environment's
+Triton, or with `--aot-triton FOLDER` the one that lies there (pip install --target FOLDER): the
+ROCm images carry older ones. Tests that compile here are marked `aot`.
 """
 
 import collections
@@ -21,6 +23,7 @@ import importlib
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.platform.process import ROOT, Worker, WorkerError, serve
 from tests.platform.value import Platform
@@ -40,6 +43,7 @@ class MachineCode:
     sgpr_spill_count: int
     private_segment_fixed_size: int  # scratch memory, bytes a lane
     lds: int  # bytes a workgroup
+    triton: str  # the version that compiled it
     assembly: str
 
     @functools.cached_property
@@ -55,6 +59,14 @@ class MachineCode:
             if match := pattern.fullmatch(name):
                 found[_bytes(match[1])] += count
         return dict(found)
+
+    @property
+    def native_e4m3(self) -> bool:
+        """Whether this Triton converts fp32 to the chip's own e4m3 in hardware.
+
+        3.5 and 3.6 do it in software on gfx950, in some 20 instructions a value.
+        """
+        return self.arch == "gfx942" or not self.triton.startswith(("3.5.", "3.6."))
 
 
 def _bytes(suffix: str) -> int:
@@ -99,12 +111,18 @@ def assert_resources(code: MachineCode, vgprs: int = 512) -> None:
     assert not over, f"on {code.arch}: {'; '.join(over)}"
 
 
+# Set by `--aot-triton`: the folder of another Triton.
+triton_folder: Path | None = None
+
+
 @functools.cache
 def _worker() -> Worker:
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    path = [str(ROOT), str(ROOT / "overlay"), os.environ.get("PYTHONPATH", "")]
+    path = [triton_folder, ROOT, ROOT / "overlay", os.environ.get("PYTHONPATH")]
     environment |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in path if folder),
+        # 3.4 links with ROCm's linker, and only its assembly is looked at here.
+        "TRITON_HIP_LLD_PATH": str(ROOT / "tests" / "platform" / "bin" / "ld.lld"),
         "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-aot"),
         # Triton 3.10 changes the default; the images' Triton fuses.
         "TRITON_DEFAULT_FP_FUSION": "1",
@@ -158,7 +176,12 @@ def _compile_here(module, kernel, signature, constexprs, arch, options):
             "private_segment_fixed_size",
         )
     }
-    return {**counts, "lds": compiled.metadata.shared, "assembly": assembly}
+    return {
+        **counts,
+        "lds": compiled.metadata.shared,
+        "triton": triton.__version__,
+        "assembly": assembly,
+    }
 
 
 if __name__ == "__main__":

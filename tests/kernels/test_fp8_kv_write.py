@@ -247,12 +247,14 @@ def compiled(arch, count, shape, k_scale=None, full_to_swa=None, slot="*i64"):
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("count", [1, 8192])
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.aot
 def test_the_machine_code_needs_no_scratch(arch, shape, count):
     aot.assert_resources(compiled(arch, count, shape), vgprs=128)
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("scale", ["*fp32", "fp32"])
+@pytest.mark.aot
 def test_scales_and_a_slot_mapping_compile(arch, scale):
     code = compiled(arch, 8192, (2, 128, 128), scale, "*i64", "*i32")
     aot.assert_resources(code, vgprs=128)
@@ -260,6 +262,7 @@ def test_scales_and_a_slot_mapping_compile(arch, scale):
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("shape", [(2, 128, 128), (8, 64, 64), (1, 64, 64)], ids=str)
+@pytest.mark.aot
 def test_a_prefill_moves_16_bytes_at_a_time(arch, shape):
     code = compiled(arch, 8192, shape)
     assert code.widths("store").keys() == {16}

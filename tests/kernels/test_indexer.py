@@ -258,6 +258,7 @@ def test_gates_of_a_bf16_projection_are_in_the_declared_class(platform, hidden, 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize(("page_size", "preshuffled"), LAYOUTS)
 @pytest.mark.parametrize("tokens", [64, 8192])
+@pytest.mark.aot
 def test_the_store_converts_in_hardware_and_spills_nothing(arch, page_size, preshuffled, tokens):
     parameters = store_launch_parameters(tokens)
     num_warps = parameters.pop("num_warps")
@@ -281,7 +282,7 @@ def test_the_store_converts_in_hardware_and_spills_nothing(arch, page_size, pres
         num_warps=num_warps,
     )
     aot.assert_resources(code, vgprs=64)
-    assert any("pk_fp8" in name for name in code.instructions)
+    assert code.native_e4m3 == any("pk_fp8_f32" in name for name in code.instructions)
     if tokens == 8192:
         assert 16 in code.widths("load")  # k
         # Rows of 132 bytes are aligned to 4; those of a larger page to a lane's 8 values.
@@ -289,6 +290,7 @@ def test_the_store_converts_in_hardware_and_spills_nothing(arch, page_size, pres
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.aot
 def test_the_gates_move_16_bytes_a_lane(arch):
     code = aot.compile(
         indexer_kernel.__name__,

@@ -157,6 +157,7 @@ def test_aiters_operator_is_in_the_same_numerics_class(platform, dtype):
         pytest.param(64, 12288, None, id="hidden 12288"),
     ],
 )
+@pytest.mark.aot
 def test_the_machine_code_reads_each_row_once_and_spills_nothing(arch, rows, size, loads):
     parameters = launch_parameters(rows, size)
     num_warps = parameters.pop("num_warps")

@@ -404,11 +404,13 @@ def compiled_rope(arch, out, neox, heads="i32:16", angles="*bf16"):
 @archs
 @outputs
 @pytest.mark.parametrize("together", [1, kernel.ROWS_TOGETHER])
+@pytest.mark.aot
 def test_the_writer_needs_no_scratch(arch, out, together):
     aot.assert_resources(compiled_write(arch, out, together), vgprs=128)
 
 
 @archs
+@pytest.mark.aot
 def test_a_prefill_reads_and_writes_16_bytes_at_a_time(arch):
     latent_bytes = LATENT * kernel.ROWS_TOGETHER // 64
     for out, size in (("fp8", 1), ("bf16", 2)):
@@ -422,6 +424,7 @@ def test_a_prefill_reads_and_writes_16_bytes_at_a_time(arch):
 @outputs
 @pytest.mark.parametrize("heads", ["i32", "i32:16"])
 @pytest.mark.parametrize("angles", ["*bf16", "*fp32"])
+@pytest.mark.aot
 def test_the_rotation_needs_no_scratch(arch, out, heads, angles, neox):
     code = compiled_rope(arch, out, neox, heads, angles)
     aot.assert_resources(code, vgprs=128)
@@ -429,6 +432,7 @@ def test_the_rotation_needs_no_scratch(arch, out, heads, angles, neox):
 
 
 @archs
+@pytest.mark.aot
 def test_the_cast_of_q_needs_no_scratch(arch):
     code = compiled("_saturating_cast_kernel", arch, "fp8", ("x",), {"count": "i32:16"}, BLOCK=4096)
     aot.assert_resources(code, vgprs=128)

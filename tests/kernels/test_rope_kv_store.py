@@ -228,6 +228,7 @@ def compiled(arch, count, shape, neox=True, cache="*fp8", angles="*bf16", swa=Fa
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("count", [1, 8192])
 @pytest.mark.parametrize("shape", [*SHAPES, pytest.param((128, 1, 128, 128, 128), id="MQA 128")])
+@pytest.mark.aot
 def test_the_machine_code_needs_no_scratch(arch, shape, count):
     aot.assert_resources(compiled(arch, count, shape), vgprs=256)
 
@@ -236,6 +237,7 @@ def test_the_machine_code_needs_no_scratch(arch, shape, count):
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("cache", ["*bf16", "*fp8"])
 @pytest.mark.parametrize("angles", ["*bf16", "*fp32"])
+@pytest.mark.aot
 def test_caches_angles_scales_and_a_slot_mapping_compile(arch, cache, angles, neox):
     scale = "*fp32" if cache == "*fp8" else None
     shape = (8, 1, 64, 64, 64)
@@ -245,6 +247,7 @@ def test_caches_angles_scales_and_a_slot_mapping_compile(arch, cache, angles, ne
 
 @styles
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.aot
 def test_a_prefill_moves_q_16_bytes_at_a_time(arch, neox):
     code = compiled(arch, 8192, (64, 8, 64, 64, 64), neox, cache="*bf16")
     assert code.widths("load")[16] == 4  # both members of the pairs, their cosines and sines

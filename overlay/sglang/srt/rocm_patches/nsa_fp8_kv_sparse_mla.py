@@ -1,0 +1,233 @@
+"""Sparse MLA attention over an FP8 or bf16 KV cache, prefill and decode, in one or two launches.
+
+``sparse_mla`` does the work of upstream's ``tilelang_sparse_fwd``; ``why_not`` says, by name, why
+a call is not for it. Each chip's tiling, its LDS and the number of splits are settled here; the
+programs are in nsa_fp8_kv_sparse_mla_tiles.py.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import tilelang
+import torch
+from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles
+from tilelang import tvm
+
+# What the programs were generated with (tests/kernels/test_nsa_fp8_kv_sparse_mla.py), and the
+# ROCm images' TileLang: 0.5.9 carries ebf4a7cb, 0.5.10 and later a55a8230, which lie 31 and 48
+# commits after 0.1.7.post3 and up to 84 before 0.1.8.
+CHECKED_RELEASES = ("0.1.7.post3", "0.1.8", "0.1.11", "0.1.15")
+IMAGE_COMMITS = ("ebf4a7cb", "a55a8230")
+
+FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one workgroup works: ``keys`` cache rows at a time for ``heads`` query heads."""
+
+    keys: int
+    threads: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Chip:
+    """``lds`` bytes on each of ``units`` compute units, all of them for one workgroup to have.
+
+    ``tilings`` from the widest tile of heads down: a wide tile reads a token's rows from memory
+    once for more heads.
+    """
+
+    platform: str
+    fp8: torch.dtype
+    lds: int
+    units: int
+    tilings: tuple[Tiling, ...]
+
+
+CHIPS = {
+    # 32 keys: 64 rows of 576 fp16 values alone would fill the LDS. Two waves have one matrix
+    # instruction's 16 rows each; LDS leaves room for one workgroup on a compute unit.
+    "gfx942": Chip("hip", torch.float8_e4m3fnuz, 64 << 10, 304, (Tiling(32, 128, 16),)),
+    # The same tile: two workgroups fit, and one computes while the other waits for memory.
+    "gfx950": Chip("hip", torch.float8_e4m3fn, 160 << 10, 256, (Tiling(32, 128, 16),)),
+    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks.
+    "sm_90": Chip(
+        "cuda",
+        torch.float8_e4m3fn,
+        227 << 10,
+        132,
+        (Tiling(64, 256, 64), Tiling(64, 128, 16)),
+    ),
+}
+
+
+def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
+    """LDS of one workgroup: what TileLang allocates for ``tiles.partial``, or more for one tile.
+
+    Slots of the split's ``rows`` keys, q and a tile of keys as 16-bit values, the probabilities,
+    the maxima of 16 keys each. The result and the sums lie where q and the keys lay.
+    """
+    slots = 4 * rows
+    operands = 2 * (tiling.heads + tiling.keys) * (d_v + tail)
+    probabilities = 2 * tiling.keys * tiling.heads
+    maxima = 4 * tiling.keys // tiles.MATRIX_ROWS * tiling.heads
+    return slots + operands + probabilities + maxima
+
+
+def chip_of(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def tiling_for(arch: str, heads: int, d_v: int, tail: int, topk: int) -> Tiling:
+    """The widest tiling that the heads fill and the LDS holds; ValueError, by name, if none."""
+    chip = CHIPS[arch]
+    if d_v <= 0 or d_v % 64:
+        raise ValueError(f"{d_v} value columns: not a multiple of 64")
+    if tail <= 0 or tail % 16:
+        raise ValueError(f"{tail} rotary columns: not a multiple of 16")
+    narrowest = chip.tilings[-1]
+    if topk <= 0 or topk % narrowest.keys:
+        raise ValueError(f"top-k of {topk}: not a multiple of {narrowest.keys} on {arch}")
+    for tiling in chip.tilings:
+        wanted = tiling.heads <= heads or tiling is narrowest
+        if wanted and lds_bytes(tiling, d_v, tail, topk) <= chip.lds:
+            return tiling
+    raise ValueError(
+        f"rows of {d_v} + {tail} and top-k of {topk} need "
+        f"{lds_bytes(narrowest, d_v, tail, topk)} bytes of LDS, {arch} has {chip.lds}"
+    )
+
+
+def splits_for(
+    arch: str, tiling: Tiling, tokens: int, heads: int, d_v: int, tail: int, topk: int
+) -> int:
+    """Into how many parts a token's keys go: the fewest that nearly fill the chip once.
+
+    More parts than that cost their own results' way to memory and back. Where two workgroups share
+    a compute unit, two parts at least: long-lived neighbours fall into step and want the same unit
+    at the same time (bench/README.md: 10% on one H200 from 256 tokens on).
+    """
+    chip = CHIPS[arch]
+    resident = chip.lds // lds_bytes(tiling, d_v, tail, tiling.keys)
+    programs = tokens * -(-heads // tiling.heads)
+    tiles_of_keys = topk // tiling.keys
+    allowed = [n for n in range(1, tiles_of_keys + 1) if tiles_of_keys % n == 0]
+    enough = max(0.9 * chip.units * resident, programs * min(resident, 2))
+    return next((n for n in allowed if programs * n >= enough), allowed[-1])
+
+
+def unchecked_tilelang(version: str) -> str | None:
+    """Why this TileLang is not trusted with the programs, or None.
+
+    A source checkout calls itself 0.1.7.post3+rocm.gita55a8230, a wheel 0.1.8.
+    """
+    commit = re.search(r"git([0-9a-f]{8})", version)
+    if commit[1] in IMAGE_COMMITS if commit else version.split("+")[0] in CHECKED_RELEASES:
+        return None
+    return (
+        f"TileLang {version} was not checked: {', '.join(CHECKED_RELEASES)} were, for the "
+        f"commits {' and '.join(IMAGE_COMMITS)} of the ROCm images"
+    )
+
+
+def why_not(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, d_v: int = 512) -> str | None:
+    """Why ``sparse_mla`` does not take this call, for the log; None if it does."""
+    if reason := unchecked_tilelang(tilelang.__version__):
+        return reason
+    arch = chip_of(kv.device)
+    if arch not in CHIPS:
+        return f"{arch} is none of {', '.join(CHIPS)}"
+    if not (q.dim() == kv.dim() == indices.dim() == 3 and kv.shape[1] == indices.shape[1] == 1):
+        return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)}"
+    if kv.shape[2] != q.shape[2] or indices.shape[0] != q.shape[0]:
+        return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)} do not agree"
+    if kv.dtype not in (torch.bfloat16, CHIPS[arch].fp8):
+        return f"a KV cache of {kv.dtype} on {arch}"
+    if q.dtype not in (torch.bfloat16, kv.dtype):
+        return f"q of {q.dtype} with a KV cache of {kv.dtype}"
+    if indices.dtype != torch.int32:
+        return f"indices of {indices.dtype}"
+    if not (q.is_contiguous() and kv.is_contiguous() and indices.is_contiguous()):
+        return "q, KV cache or indices are not contiguous"
+    try:
+        tiling_for(arch, q.shape[1], d_v, q.shape[2] - d_v, indices.shape[2])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _compiled(builder: str, arch: str, settings: tuple[tuple[str, object], ...]):
+    chip = CHIPS[arch]
+    name = {"hip": "mcpu", "cuda": "arch"}[chip.platform]
+    target = tvm.target.Target({"kind": chip.platform, name: "sm_90a" if arch == "sm_90" else arch})
+    program = getattr(tiles, builder)(**dict(settings))
+    return tilelang.compile(program, target=target, pass_configs=tiles.PASSES)
+
+
+def sparse_mla(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    sm_scale: float,
+    d_v: int = 512,
+    kv_scale: float = 1.0,
+) -> torch.Tensor:
+    """softmax(q K^T * sm_scale) V over the cache rows that ``indices`` names.
+
+    q [T, H, d_v + tail] bf16, or of the cache's FP8 type; kv [slots, 1, d_v + tail] bf16, e4m3fn
+    (gfx950, NVIDIA) or e4m3fnuz (gfx942), its value times ``kv_scale`` is meant; indices
+    [T, 1, topk] int32, below 0 for none. Returns [T, H, d_v] bf16; a token without keys gets zeros.
+    V is the first d_v columns of K. With an FP8 cache, q beyond fp16's 65504 gives NaN.
+
+    Raises ValueError with the reason of ``why_not``.
+    """
+    if reason := why_not(q, kv, indices, d_v):
+        raise ValueError(f"sparse MLA attention: {reason}")
+    tokens, heads, width = q.shape
+    topk = indices.shape[2]
+    out = torch.empty((tokens, heads, d_v), dtype=torch.bfloat16, device=q.device)
+    if tokens == 0 or heads == 0:
+        return out
+    arch = chip_of(kv.device)
+    tiling = tiling_for(arch, heads, d_v, width - d_v, topk)
+    splits = splits_for(arch, tiling, tokens, heads, d_v, width - d_v, topk)
+    part = out.new_empty((tokens, splits, heads, d_v)) if splits > 1 else out.unsqueeze(1)
+    lse = out.new_empty((tokens, splits, heads), dtype=torch.float32)
+    program = _compiled(
+        "partial",
+        arch,
+        tuple(
+            {
+                "platform": CHIPS[arch].platform,
+                "fp8": kv.dtype in FP8,
+                "heads": heads,
+                "d_v": d_v,
+                "tail": width - d_v,
+                "topk": topk,
+                "splits": splits,
+                "head_tile": tiling.heads,
+                "keys": tiling.keys,
+                "threads": tiling.threads,
+            }.items()
+        ),
+    )
+    program(
+        q.to(torch.bfloat16),  # exact, where q is FP8
+        kv.view(torch.int32).squeeze(1),
+        indices.squeeze(1),
+        part,
+        lse,
+        sm_scale * kv_scale * tiles.LOG2_E,
+        kv_scale,
+    )
+    if splits > 1:
+        merge = _compiled("combine", arch, (("heads", heads), ("d_v", d_v), ("splits", splits)))
+        merge(part, lse, out)
+    return out

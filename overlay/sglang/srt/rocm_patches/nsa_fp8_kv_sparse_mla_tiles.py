@@ -1,0 +1,313 @@
+"""TileLang programs of sparse MLA attention over a paged FP8 or bf16 KV cache.
+
+Storage is FP8, arithmetic is not: each key row is widened to fp16 on its way from memory to LDS
+(every e4m3 value is an fp16 value) and both products run on the 16-bit matrix units with fp32
+accumulators. That costs no accuracy beyond the cache's own, where FP8 products lose as much again
+in q and in the probabilities, and no time while the work waits for memory: 16 heads do 60 FLOP per
+byte of FP8 cache.
+
+The FP8 bytes travel as 32-bit words and are widened by the three lines of C++ below, so no FP8 type
+of TileLang's is involved: its e4m3 is the wrong format on gfx950 before
+https://github.com/tile-ai/tilelang/pull/1743, and its casts widen one element at a time.
+
+Both products are computed transposed (keys or value columns as rows, heads as columns): a matrix
+instruction has at least 16 (AMD) or 64 (Hopper) rows, and few heads would fill them badly.
+"""
+
+# TVMScript evaluates annotations and names from this module's globals: no `annotations` future.
+import tilelang
+import tilelang.language as T  # noqa: N812
+
+LOG2_E = 1.4426950408889634
+# A running maximum below every score, finite so that the difference of two is never NaN.
+BELOW_ALL = -(2.0**30)
+# Key rows whose maximum one wave finds by itself: the rows of one matrix instruction.
+MATRIX_ROWS = 16
+
+PASSES = {
+    # Bounds are the wrapper's business: a check of each load against `slots` would be a branch.
+    tilelang.PassConfigKey.TL_DISABLE_SAFE_MEMORY_ACCESS: True,
+    tilelang.PassConfigKey.TL_DISABLE_TMA_LOWER: True,
+    tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True,
+}
+
+# uint32_t e4m3x2_to_f16x2(uint16_t): the chip's own format, NaN included, in native instructions.
+WIDEN = {
+    "cuda": """
+__device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {
+  unsigned wide;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(pair));
+  return wide;
+}
+""",
+    "hip": """
+#include <hip/hip_runtime.h>
+__device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {
+  typedef float float_pair __attribute__((ext_vector_type(2)));
+  float_pair wide = __builtin_amdgcn_cvt_pk_f32_fp8(pair, false);
+  return __builtin_bit_cast(unsigned, __builtin_amdgcn_cvt_pkrtz(wide[0], wide[1]));
+}
+""",
+}
+
+
+def partial(
+    *,
+    platform: str,
+    fp8: bool,
+    heads: int,
+    d_v: int,
+    tail: int,
+    topk: int,
+    splits: int,
+    head_tile: int,
+    keys: int,
+    threads: int,
+):
+    """Attention of each token over its ``topk / splits`` keys, one part for each split.
+
+    q [tokens, heads, d_v + tail] bf16; kv [slots, row bytes / 4] int32, the cache's bytes; indices
+    [tokens, topk] int32, below 0 for none; out [tokens, splits, heads, d_v] bf16; lse [tokens,
+    splits, heads] fp32, to base 2, BELOW_ALL for a part without keys, whose out is 0. score_scale
+    includes log2(e). Program (token and tile of ``head_tile`` heads, split); ``keys`` at a time.
+    """
+    wide = "float16" if fp8 else "bfloat16"
+    per_chunk = 16 if fp8 else 8  # elements in the 16 bytes that a thread loads at once
+    per_word = per_chunk // 4
+    rows = topk // splits
+    tiles_of_heads = -(-heads // head_tile)
+    groups = keys // MATRIX_ROWS
+    # One wave per 16 rows at least; more waves than that share the heads.
+    policy = T.GemmWarpPolicy.FullRow if threads == 128 else T.GemmWarpPolicy.FullCol
+    tokens, slots = T.dynamic("tokens"), T.dynamic("slots")
+
+    def passes(columns):
+        return -(-keys * columns // per_chunk // threads)
+
+    def place(column):
+        """Where a column of d_v lies in LDS, and which column lies there: it is its own inverse.
+
+        A thread widens 16 FP8 bytes to two pieces of 16 bytes. Side by side they would make
+        neighbouring threads store 32 bytes apart, half of them on the same banks. So bits 0 and 3
+        of a piece's number change places: the first pieces of 8 threads fill 128 bytes, and so do
+        the second. q's columns lie in the same order; the result is put back in its own.
+        """
+        if not fp8 or d_v % 128:
+            return column
+        first, middle, last = column // 8 % 2, column // 16 % 4, column // 64 % 2
+        return column // 128 * 128 + first * 64 + middle * 16 + last * 8 + column % 8
+
+    def as_is(column):
+        return column
+
+    @T.macro
+    def gather(kv, slot_of, words, tile, first, columns, thread):
+        """16-byte loads of columns [first, first + columns) of a tile's rows; zeros for no key."""
+        lanes = columns // per_chunk
+        for i in T.unroll(passes(columns)):
+            chunk = i * threads + thread
+            if chunk < keys * lanes:
+                slot = slot_of[tile * keys + chunk // lanes]
+                row = T.cast(slot, "int64")  # row * row bytes passes 2^31 in large pools
+                words[T.Ramp(i * 4, 1, 4)] = T.if_then_else(
+                    slot >= 0,
+                    kv[row, T.Ramp(first // per_word + chunk % lanes * 4, 1, 4)],
+                    T.Broadcast(0, 4),
+                )
+
+    @T.macro
+    def widen(words, first_word, elements):
+        for w in T.unroll(4):
+            word = T.reinterpret("uint32", words[first_word + w])
+            if fp8:
+                for half in T.unroll(2):
+                    pair = T.cast((word >> T.uint32(16 * half)) & T.uint32(0xFFFF), "uint16")
+                    elements[T.Ramp(w * 4 + half * 2, 1, 2)] = T.reinterpret(
+                        "float16x2", T.call_extern("uint32", "e4m3x2_to_f16x2", pair)
+                    )
+            else:
+                elements[T.Ramp(w * 2, 1, 2)] = T.reinterpret("bfloat16x2", word)
+
+    @T.macro
+    def put(words, elements, shared, columns, order, thread):
+        """A gathered part into LDS."""
+        lanes = columns // per_chunk
+        for i in T.unroll(passes(columns)):
+            chunk = i * threads + thread
+            if chunk < keys * lanes:
+                widen(words, i * 4, elements)
+                for piece in T.unroll(per_chunk // 8):
+                    for e in T.vectorized(8):
+                        shared[chunk // lanes, order(chunk % lanes * per_chunk + piece * 8 + e)] = (
+                            elements[piece * 8 + e]
+                        )
+
+    @T.prim_func
+    def sparse_mla_partial(
+        q: T.Tensor([tokens, heads, d_v + tail], "bfloat16"),
+        kv: T.Tensor([slots, (d_v + tail) // per_word], "int32"),
+        indices: T.Tensor([tokens, topk], "int32"),
+        out: T.Tensor([tokens, splits, heads, d_v], "bfloat16"),
+        lse: T.Tensor([tokens, splits, heads], "float32"),
+        score_scale: T.float32,
+        value_scale: T.float32,
+    ):
+        with T.Kernel(tokens * tiles_of_heads, splits, threads=threads) as (program, split):
+            T.import_source(WIDEN[platform])
+            token = program // tiles_of_heads
+            head0 = program % tiles_of_heads * head_tile
+            thread = T.get_thread_binding()
+
+            slot_of = T.alloc_shared([rows], "int32")
+            q_head = T.alloc_shared([head_tile, d_v], wide)
+            q_tail = T.alloc_shared([head_tile, tail], wide)
+            kv_head = T.alloc_shared([keys, d_v], wide)
+            kv_tail = T.alloc_shared([keys, tail], wide)
+            p_shared = T.alloc_shared([keys, head_tile], wide)
+            top_shared = T.alloc_shared([groups, head_tile], "float32")
+            sum_shared = T.alloc_shared([head_tile], "float32")
+            # Padded by 16 bytes so that the heads of one column lie on different banks.
+            out_shared = T.alloc_shared([head_tile, d_v + 8], "bfloat16")
+
+            words_head = T.alloc_local([passes(d_v) * 4], "int32")
+            words_tail = T.alloc_local([passes(tail) * 4], "int32")
+            elements = T.alloc_local([per_chunk], wide)
+
+            scores = T.alloc_fragment([keys, head_tile], "float32")
+            grouped = T.alloc_fragment([groups, MATRIX_ROWS, head_tile], "float32")
+            top_of_group = T.alloc_fragment([groups, head_tile], "float32")
+            sums = T.alloc_fragment([keys, head_tile], "float32")
+            total = T.alloc_fragment([head_tile], "float32")
+            acc = T.alloc_fragment([d_v, head_tile], "float32")
+            # The running maximum twice: as the scores lie in registers, and as acc does.
+            top = T.alloc_fragment([head_tile], "float32")
+            top_before = T.alloc_fragment([head_tile], "float32")
+            top_acc = T.alloc_fragment([head_tile], "float32")
+            shrink = T.alloc_fragment([head_tile], "float32")
+
+            for i in T.Parallel(rows):
+                slot_of[i] = indices[token, split * rows + i]
+            for h, d in T.Parallel(head_tile, d_v):
+                q_head[h, d] = T.if_then_else(
+                    head0 + h < heads,
+                    T.cast(T.cast(q[token, head0 + h, place(d)], "float32"), wide),
+                    T.cast(0, wide),
+                )
+            for h, d in T.Parallel(head_tile, tail):
+                q_tail[h, d] = T.if_then_else(
+                    head0 + h < heads,
+                    T.cast(T.cast(q[token, head0 + h, d_v + d], "float32"), wide),
+                    T.cast(0, wide),
+                )
+            T.fill(acc, 0)
+            T.fill(sums, 0)
+            T.fill(top, BELOW_ALL)
+            T.fill(top_acc, BELOW_ALL)
+
+            gather(kv, slot_of, words_head, 0, 0, d_v, thread)
+            gather(kv, slot_of, words_tail, 0, d_v, tail, thread)
+            for tile in T.serial(rows // keys):
+                put(words_head, elements, kv_head, d_v, place, thread)
+                put(words_tail, elements, kv_tail, tail, as_is, thread)
+                # The next tile is on its way, in registers, while this one is computed.
+                if tile + 1 < rows // keys:
+                    gather(kv, slot_of, words_head, tile + 1, 0, d_v, thread)
+                    gather(kv, slot_of, words_tail, tile + 1, d_v, tail, thread)
+
+                T.gemm(kv_head, q_head, scores, transpose_B=True, clear_accum=True, policy=policy)
+                T.gemm(kv_tail, q_tail, scores, transpose_B=True, policy=policy)
+                for i, h in T.Parallel(keys, head_tile):
+                    scores[i, h] = T.if_then_else(
+                        slot_of[tile * keys + i] >= 0,
+                        scores[i, h] * score_scale,
+                        -T.infinity("float32"),
+                    )
+
+                # Each wave finds the maximum of its rows by itself, then all meet once in LDS: a
+                # reduction over the whole workgroup would take two barriers for every doubling.
+                for i, h in T.Parallel(keys, head_tile):
+                    grouped[i // MATRIX_ROWS, i % MATRIX_ROWS, h] = scores[i, h]
+                T.reduce_max(grouped, top_of_group, dim=1)
+                T.copy(top_of_group, top_shared)
+                T.copy(top, top_before)
+                for h in T.Parallel(head_tile):
+                    for g in T.unroll(groups):
+                        top[h] = T.max(top[h], top_shared[g, h])
+                for i, h in T.Parallel(keys, head_tile):
+                    scores[i, h] = T.exp2(scores[i, h] - top[h])
+                # For the same reason each thread keeps its own sums until the end.
+                for i, h in T.Parallel(keys, head_tile):
+                    sums[i, h] = sums[i, h] * T.exp2(top_before[h] - top[h]) + scores[i, h]
+                T.copy(scores, p_shared)
+
+                T.copy(top_acc, shrink)
+                for h in T.Parallel(head_tile):
+                    for g in T.unroll(groups):
+                        top_acc[h] = T.max(top_acc[h], top_shared[g, h])
+                for h in T.Parallel(head_tile):
+                    shrink[h] = T.exp2(shrink[h] - top_acc[h])
+                for d, h in T.Parallel(d_v, head_tile):
+                    acc[d, h] *= shrink[h]
+                T.gemm(kv_head, p_shared, acc, transpose_A=True, policy=policy)
+
+            T.reduce_sum(sums, total, dim=0)
+            T.copy(total, sum_shared)
+            for h in T.Parallel(head_tile):
+                shrink[h] = T.if_then_else(sum_shared[h] > 0, value_scale / sum_shared[h], 0.0)
+            for d, h in T.Parallel(d_v, head_tile):
+                out_shared[h, d] = T.cast(acc[d, h] * shrink[h], "bfloat16")
+            for h, d in T.Parallel(head_tile, d_v):
+                if head0 + h < heads:
+                    out[token, split, head0 + h, d] = out_shared[h, place(d)]
+            for h in T.Parallel(head_tile):
+                if head0 + h < heads:
+                    lse[token, split, head0 + h] = T.if_then_else(
+                        total[h] > 0, T.log2(total[h]) + top[h], BELOW_ALL
+                    )
+
+    return sparse_mla_partial
+
+
+def combine(*, heads: int, d_v: int, splits: int):
+    """The parts of each token and head into one: out [tokens, heads, d_v] bf16.
+
+    part and lse are ``partial``'s out and lse. One program per token and head, all parts in flight
+    at once.
+    """
+    per_thread = 4
+    tokens = T.dynamic("tokens")
+
+    @T.prim_func
+    def sparse_mla_combine(
+        part: T.Tensor([tokens, splits, heads, d_v], "bfloat16"),
+        lse: T.Tensor([tokens, splits, heads], "float32"),
+        out: T.Tensor([tokens, heads, d_v], "bfloat16"),
+    ):
+        with T.Kernel(tokens, heads, threads=d_v // per_thread) as (token, head):
+            first = T.get_thread_binding() * per_thread
+            parts = T.alloc_local([splits * per_thread], "bfloat16")
+            weight = T.alloc_local([splits], "float32")
+            acc = T.alloc_local([per_thread], "float32")
+            top = T.alloc_local([1], "float32")
+            total = T.alloc_local([1], "float32")
+
+            for s in T.unroll(splits):
+                weight[s] = lse[token, s, head]
+                for e in T.vectorized(per_thread):
+                    parts[s * per_thread + e] = part[token, s, head, first + e]
+            top[0] = BELOW_ALL
+            for s in T.unroll(splits):
+                top[0] = T.max(top[0], weight[s])
+            total[0] = 0.0
+            for e in T.unroll(per_thread):
+                acc[e] = 0.0
+            for s in T.unroll(splits):
+                weight[s] = T.exp2(weight[s] - top[0])
+                total[0] += weight[s]
+                for e in T.unroll(per_thread):
+                    acc[e] += weight[s] * T.cast(parts[s * per_thread + e], "float32")
+            # A part without keys has weight 1 among its like, and 0 as its values.
+            for e in T.vectorized(per_thread):
+                out[token, head, first + e] = acc[e] / total[0]
+
+    return sparse_mla_combine

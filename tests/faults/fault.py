@@ -57,7 +57,7 @@ def house_with(fault: Fault):
         shutil.copytree(house.tree / OVERLAY, house.root / "overlay" / OVERLAY)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests", house.root / "tests", ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", house.root)
-        for shared in ("patches", "build", "evidence"):
-            (house.root / shared).symlink_to(ROOT / shared)
+        for entry in ROOT.iterdir():  # the rest as it is
+            if entry.name not in ("tests", "overlay", ".git"):
+                (house.root / entry.name).symlink_to(entry)
         yield house

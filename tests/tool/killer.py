@@ -121,6 +121,8 @@ for start, goal, instant in itertools.cycle(instants):
     if code:
         lost.append(f"{what}: {shown['message']}")
     ends[next((end for end in ENDS if end in shown["message"]), "nothing begun")] += 1
+    if "given up" in shown["message"]:  # as if somebody else had changed the tree meanwhile
+        lost.append(f"{what}: {shown['message']}")
     move(states[after])
     if content() != images[after]:
         lost.append(f"{what}: bytes differ")

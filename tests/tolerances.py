@@ -9,9 +9,13 @@ the row's largest magnitude is allowed on top, for values that cancel to nearly 
 A row is the last dimension.
 """
 
+import functools
 import re
+from pathlib import Path
 
 import torch
+
+from patchset import series
 
 # The spacing of the type relative to 1; half of it is one rounding.
 SPACING = {
@@ -39,6 +43,16 @@ def parse(numerics: str) -> tuple[str, float]:
     if match := re.fullmatch(r"rel<=([\d.e+-]+) vs fp64", numerics):
         return "rel", float(match[1])
     raise ValueError(f"numerics {numerics!r}: not bitwise, ulp<=N or rel<=X vs fp64")
+
+
+@functools.cache
+def declared(slug: str) -> str:
+    """The numerics class of a slug's patches; it is one for all releases."""
+    releases = series.load(Path(__file__).resolve().parents[1]).releases.values()
+    found = {r.patches[slug].trailers["Numerics"] for r in releases if slug in r.patches}
+    if len(found) != 1:
+        raise ValueError(f"{slug} declares {sorted(found) or 'no numerics class'}")
+    return found.pop()
 
 
 def assert_close(actual, reference, numerics: str, reduction: int = 1, name: str = "result"):

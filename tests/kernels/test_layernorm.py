@@ -9,9 +9,9 @@ from tests.kernels import aot
 from tests.platform import operators
 from tests.platform.tensors import ODD_SIZES, poisoned, strided
 from tests.references import layernorm as reference
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import assert_bitwise, assert_close, declared
 
-NUMERICS = "ulp<=1"
+NUMERICS = declared("layernorm")
 EPS = 1e-6
 K_NORM = 128
 

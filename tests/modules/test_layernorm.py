@@ -7,7 +7,7 @@ from tests.modules.conftest import patched_tree
 from tests.platform.arm import Arm
 from tests.platform.tensors import strided
 from tests.references.layernorm import layernorm
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import assert_bitwise, assert_close, declared
 
 AITER = "aiter.layernorm2d_fwd"
 KERNEL = "_layernorm_kernel"
@@ -23,7 +23,7 @@ def inputs(shape, dtype=torch.bfloat16, parameter_dtype=None):
 def check(result, given, affine=True, use_bias=True):
     x, weight, bias, eps = (given[name] for name in ("x", "weight", "bias", "eps"))
     truth = layernorm(x, weight if affine else None, bias if use_bias else None, eps)
-    assert_close(result.outputs["y"], truth, "ulp<=1", reduction=x.shape[-1])
+    assert_close(result.outputs["y"], truth, declared("layernorm"), reduction=x.shape[-1])
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import torch
 from tests.modules.pools import SLOTS
 from tests.references import rope_kv_store as reference
 from tests.references.kv_cache import cached
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import assert_bitwise, assert_close, declared
 
 LAYER = "tests.modules.rope_kv_store:layer"
+NUMERICS = declared("rope-kv-store")
 TOKENS, HEADS, KV_HEADS = 5, 6, 2
 KERNEL = "_rotate_and_store_kernel"
 
@@ -28,7 +29,7 @@ def inputs(head_dim):
     }
 
 
-def check(platform, result, given, numerics="ulp<=1", neox=True):
+def check(platform, result, given, numerics=NUMERICS, neox=True):
     """q and k are turned once, and the cache holds that k and v, scaled, at its slots alone."""
     found, head_dim = result.outputs, given["head_dim"]
     sizes = [given["heads"] * head_dim, KV_HEADS * head_dim, KV_HEADS * head_dim]

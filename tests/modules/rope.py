@@ -9,14 +9,15 @@ from . import pools, setting
 def rotary_embedding(platform, head_dim, rotary_dim, neox):
     from sglang.srt.layers.rotary_embedding import get_rope
 
-    return get_rope(
-        head_dim,
-        rotary_dim=rotary_dim,
-        max_position=256,
-        base=10000,
-        is_neox_style=neox,
-        dtype=torch.bfloat16,
-    ).to(platform.device)
+    with torch.device("cuda"):  # as the model loader does
+        return get_rope(
+            head_dim,
+            rotary_dim=rotary_dim,
+            max_position=256,
+            base=10000,
+            is_neox_style=neox,
+            dtype=torch.bfloat16,
+        )
 
 
 def rotate(platform, positions, q, k, head_dim, rotary_dim, neox):

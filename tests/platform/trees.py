@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from patchset.fetch import fetched
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 
@@ -15,11 +17,10 @@ BUILD = ROOT / "build"
 given_instead: Path | None = None
 
 
+@functools.cache
 def pristine_tree(release: str) -> Path:
-    tree = BUILD / f"sglang-{release}"
-    if not tree.is_dir():
-        raise FileNotFoundError(f"{tree}; `python3 apply.py status --fetch {release}` fetches it")
-    return tree
+    """The unpacked wheel, fetched if need be: not the one in build/ that users patch by --fetch."""
+    return fetched(release, BUILD / "pristine")
 
 
 def patched_tree(release: str) -> Path:

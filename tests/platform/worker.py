@@ -13,10 +13,11 @@ from .value import Platform
 def _run(scenario: str, source: str, target: str) -> dict:
     platform = Platform(os.environ["SGLANG_TEST_PLATFORM"], os.environ["SGLANG_TEST_ARCH"])
     module, function = scenario.split(":")
-    inputs = _moved(_plainly(torch.load, source), platform.device)
+    inputs = _plainly(torch.load, source)
+    inputs = {name: _on_device(platform.device, value) for name, value in inputs.items()}
     with torch.no_grad(), recorder.record() as run:
         outputs = getattr(importlib.import_module(module), function)(platform, **inputs)
-    _plainly(torch.save, _moved(outputs, "cpu"), target)
+    _plainly(torch.save, {name: _on_cpu(value) for name, value in outputs.items()}, target)
     return {
         "operators": run.operators,
         "kernels": run.kernels,
@@ -24,11 +25,17 @@ def _run(scenario: str, source: str, target: str) -> dict:
     }
 
 
-def _moved(values: dict, device) -> dict:
-    return {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in values.items()
-    }
+def _on_cpu(value):
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def _on_device(device, value):
+    """A tensor on the device, with its strides and with what lies between its rows."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    size = value.untyped_storage().nbytes() // value.element_size()
+    memory = value.as_strided((size,), (1,), 0).to(device)
+    return memory.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def _plainly(function, *arguments):

@@ -87,7 +87,7 @@ def _get_rope(
         dtype,
         partial_rotary_factor,
     )
-    native.cos_sin_cache = native.cos_sin_cache.to(dtype)
+    native.cos_sin_cache = native.cos_sin_cache.to("cuda", dtype)  # where models are built
     return AiterRope(native)
 
 

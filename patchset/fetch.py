@@ -19,7 +19,7 @@ def fetched(release: str, build: Path) -> Path:
     if home.exists():
         return home
     try:
-        build.mkdir(exist_ok=True)
+        build.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=build) as scratch:
             unpacked = Path(scratch) / "tree"
             with zipfile.ZipFile(_download(release, Path(scratch))) as wheel:

@@ -5,7 +5,7 @@
     python3 tools/export.py --check                           re-export all, fail on any byte
 
 The header (everything above the first ``diff --git``) is kept; only the diff is written anew. The
-pristine release is ``build/sglang-R``, which ``python3 apply.py status --fetch R`` brings.
+pristine release is fetched into ``build/pristine/`` once.
 Exit codes: 0 written or as expected, 1 a difference or no pristine tree, 2 wrong usage.
 """
 
@@ -18,6 +18,11 @@ import tempfile
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOUSE))
+
+from patchset.errors import Refused  # noqa: E402  # the folder above is put on the path first
+from patchset.fetch import fetched  # noqa: E402
+
 PATCHES = HOUSE / "patches"
 DIFF_START = "diff --git "
 
@@ -30,13 +35,11 @@ GIT_DIFF = [
 
 
 def pristine_tree(release: str) -> Path:
-    tree = HOUSE / "build" / f"sglang-{release}"
-    if not (tree / "sglang").is_dir():
-        raise SystemExit(
-            f"export: no pristine release in {tree}\n"
-            f"next: python3 apply.py status --fetch {release}"
-        )
-    return tree
+    """The unpacked wheel, fetched if need be; never the one that `apply.py --fetch` patches."""
+    try:
+        return fetched(release, HOUSE / "build" / "pristine")
+    except Refused as refusal:
+        raise SystemExit(f"export: {refusal}") from refusal
 
 
 def python_files(tree: Path) -> set[str]:

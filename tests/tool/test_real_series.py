@@ -11,10 +11,16 @@ import sys
 import pytest
 
 from patchset import record, series
+from patchset.fetch import fetched
 from patchset.tree import Tree
 from tests.tool.synthetic import LAID, ROOT, House, content, git
 
 RELEASES = sorted(folder.name for folder in (ROOT / "patches").iterdir())
+
+
+def pristine(release):
+    """Not build/sglang-R, which `--fetch` patches."""
+    return fetched(release, ROOT / "build" / "pristine")
 
 
 class RealHouse(House):
@@ -35,15 +41,13 @@ def house(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=RELEASES)
 def release(request, house):
-    reply = RealHouse(ROOT).ask("status", "--fetch", request.param)
-    assert reply.code == 0, reply.shown["message"]
     return series.load(house.home).releases[request.param]
 
 
 @pytest.fixture
 def wheel(release, house, tmp_path):
     """A pristine tree of the release: only the files that patches touch, and the metadata."""
-    source = ROOT / "build" / f"sglang-{release.name}"
+    source = pristine(release.name)
     paths = [*release.pristine_ids(), "sglang/__init__.py", *Tree(source / "sglang").records()]
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -141,16 +145,16 @@ def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(release, h
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(release):
+def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(release, house):
     for twin in release.also:
-        shown = RealHouse(ROOT).ask("status", "--fetch", twin).shown
+        shown = house.ask("status", "--tree", pristine(twin)).shown
         assert (shown["release"], shown["status"]) == (release.name, "pristine")
 
 
 def test_pip_uninstalls_a_patched_wheel_without_a_trace(release, house, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    shutil.copytree(ROOT / "build" / f"sglang-{release.name}", site, dirs_exist_ok=True)
+    shutil.copytree(pristine(release.name), site, dirs_exist_ok=True)
     assert house.ask("apply", "--tree", site).code == 0
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
     subprocess.run([*pip, "uninstall", "-y", "-q", "sglang"], check=True, capture_output=True)

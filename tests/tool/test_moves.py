@@ -66,7 +66,7 @@ def test_random_walks_between_states_always_end_at_the_release(house, tree, seed
         (["rope-store"], {"rope_store.py", "rope_store_kernel.py"}),
         (["norm"], {"norm.py", "norm_kernel.py"}),
     ],
-    ids=lambda value: "+".join(value),
+    ids=lambda value: "+".join(sorted(value)),
 )
 def test_a_slug_lays_its_own_modules_and_the_shared_ones_only(on, laid, house, tree):
     house.ask("apply", *on, "--tree", tree)

@@ -73,6 +73,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("platform", metafunc.config.platforms, ids=str, scope="session")
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.option.aot_triton is None and any(p.name == "cuda" for p in config.platforms):
+        # One of them, 3.6.0 as torch 2.11 has it, fails an assertion of its own on e4m3fnuz.
+        reason = "an NVIDIA machine's Triton is no AMD image's; name one by --aot-triton"
+        for item in items:
+            if item.get_closest_marker("aot"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture
 def seed(request) -> int:
     return zlib.crc32(request.node.nodeid.encode(), request.config.option.seed)

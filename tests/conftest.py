@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evidence import Evidence
 from tests.kernels import aot
 from tests.platform import trees, value
 
@@ -35,6 +36,7 @@ def pytest_addoption(parser):
     group.addoption("--platform", choices=["rocm", "cuda", "cpu"], help="default: what is there")
     group.addoption("--arch", choices=value.ARCHS, help="default: all that the platform stands for")
     group.addoption("--aot-triton", type=Path, help="a folder with the Triton of an image")
+    group.addoption("--evidence", type=Path, help="a folder for what a green run has shown")
     group.addoption("--patched-tree", type=Path, help="default: the series applied to a copy")
     group.addoption("--seed", type=int, help="default: a new one for every run")
 
@@ -52,6 +54,8 @@ def pytest_configure(config):
     sys.path.insert(0, str(ROOT / "overlay"))
     name = config.option.platform or value.choose()
     value.prepare(name)
+    if config.option.evidence and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Evidence(config, config.option.evidence))
     try:
         config.platforms = value.available(name, config.option.arch)
     except ValueError as error:

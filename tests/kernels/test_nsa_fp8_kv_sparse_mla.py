@@ -174,7 +174,8 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
     source, lds = lowered(arch, program)
     bound = sparse_mla.lds_bytes(tiling, 512, 64, 2048 // splits)
     assert lds <= bound <= chip.lds
-    assert lds == bound or splits * tiling.keys == 2048  # one tile: more of it overlaps
+    padding = 16 * tiling.keys  # of the probabilities' rows, in older TileLang
+    assert lds >= bound - padding or splits * tiling.keys == 2048  # one tile: more overlaps
     assert "mfma_f32_16x16x16" in source
     loads = re.findall(r"\*\((\w+)\*\)\(kv \+ (.*)\);", source)
     assert {width for width, _ in loads} == {"int4"}
@@ -182,6 +183,7 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
     body = source[source.index('extern "C"') :]
     assert not re.search(r"fp8|f8", body.replace("e4m3x2_to_f16x2", ""))
     assert ("e4m3x2_to_f16x2" in body) == fp8
+    assert not re.search(r"\bint half\b", body)  # a type in HIP
 
 
 @pytest.mark.parametrize("arch", HIP)

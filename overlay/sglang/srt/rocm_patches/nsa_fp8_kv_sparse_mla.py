@@ -14,10 +14,10 @@ import torch
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles
 from tilelang import tvm
 
-# What the programs were generated with (tests/kernels/test_nsa_fp8_kv_sparse_mla.py), and the
-# ROCm images' TileLang: 0.5.9 carries ebf4a7cb, 0.5.10 and later a55a8230, which lie 31 and 48
-# commits after 0.1.7.post3 and up to 84 before 0.1.8.
-CHECKED_RELEASES = ("0.1.7.post3", "0.1.8", "0.1.11", "0.1.15")
+# The ROCm images' TileLang: 0.5.9 carries ebf4a7cb, 0.5.10 and later a55a8230, which lie 31 and 48
+# commits after 0.1.7.post3 and 84 and 67 before 0.1.8. Wheels write HIP source from 0.1.10 on; with
+# the two before, every pass for a HIP target was run up to the source, to the same instructions.
+CHECKED_RELEASES = ("0.1.7.post3", "0.1.8", "0.1.10", "0.1.11", "0.1.12", "0.1.15")
 IMAGE_COMMITS = ("ebf4a7cb", "a55a8230")
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
@@ -65,14 +65,15 @@ CHIPS = {
 
 
 def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
-    """LDS of one workgroup: what TileLang allocates for ``tiles.partial``, or more for one tile.
+    """The most LDS that TileLang allocates for one workgroup of ``tiles.partial``.
 
-    Slots of the split's ``rows`` keys, q and a tile of keys as 16-bit values, the probabilities,
-    the maxima of 16 keys each. The result and the sums lie where q and the keys lay.
+    Slots of the split's ``rows`` keys, q and a tile of keys as 16-bit values, the probabilities
+    (TileLang before 0.1.10 pads their rows by 16 bytes), the maxima of 16 keys each. The result
+    and the sums lie where q and the keys lay.
     """
     slots = 4 * rows
     operands = 2 * (tiling.heads + tiling.keys) * (d_v + tail)
-    probabilities = 2 * tiling.keys * tiling.heads
+    probabilities = 2 * tiling.keys * (tiling.heads + 8)
     maxima = 4 * tiling.keys // tiles.MATRIX_ROWS * tiling.heads
     return slots + operands + probabilities + maxima
 
@@ -220,7 +221,7 @@ def sparse_mla(
     )
     program(
         q.to(torch.bfloat16),  # exact, where q is FP8
-        kv.view(torch.int32).squeeze(1),
+        kv.view(torch.int32).view(-1, 4),
         indices.squeeze(1),
         part,
         lse,

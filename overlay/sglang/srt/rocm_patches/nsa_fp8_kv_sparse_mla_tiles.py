@@ -66,20 +66,21 @@ def partial(
 ):
     """Attention of each token over its ``topk / splits`` keys, one part for each split.
 
-    q [tokens, heads, d_v + tail] bf16; kv [slots, row bytes / 4] int32, the cache's bytes; indices
+    q [tokens, heads, d_v + tail] bf16; kv [bytes / 16, 4] int32, the cache's bytes; indices
     [tokens, topk] int32, below 0 for none; out [tokens, splits, heads, d_v] bf16; lse [tokens,
     splits, heads] fp32, to base 2, BELOW_ALL for a part without keys, whose out is 0. score_scale
     includes log2(e). Program (token and tile of ``head_tile`` heads, split); ``keys`` at a time.
     """
     wide = "float16" if fp8 else "bfloat16"
     per_chunk = 16 if fp8 else 8  # elements in the 16 bytes that a thread loads at once
-    per_word = per_chunk // 4
+    row_chunks = (d_v + tail) // per_chunk
+    slots_first = platform == "hip"
     rows = topk // splits
     tiles_of_heads = -(-heads // head_tile)
     groups = keys // MATRIX_ROWS
     # One wave per 16 rows at least; more waves than that share the heads.
     policy = T.GemmWarpPolicy.FullRow if threads == 128 else T.GemmWarpPolicy.FullCol
-    tokens, slots = T.dynamic("tokens"), T.dynamic("slots")
+    tokens, chunks = T.dynamic("tokens"), T.dynamic("chunks")
 
     def passes(columns):
         return -(-keys * columns // per_chunk // threads)
@@ -100,18 +101,31 @@ def partial(
     def as_is(column):
         return column
 
+    def slot_of_chunk(slot_of, tile, chunk, columns):
+        return slot_of[tile * keys + chunk // (columns // per_chunk)]
+
     @T.macro
-    def gather(kv, slot_of, words, tile, first, columns, thread):
-        """16-byte loads of columns [first, first + columns) of a tile's rows; zeros for no key."""
+    def gather(kv, slot_of, slots, words, tile, first, columns, thread):
+        """Columns [first, first + columns) of a tile's rows, 16 bytes at a time.
+
+        Zeros for no key: what any row of the cache holds may be NaN, and 0 * NaN is NaN. That is a
+        branch around each load; for AMD all slots are read before, as each load would wait for its
+        slot otherwise. NVIDIA's compiler makes worse code of that (bench/README.md).
+        """
         lanes = columns // per_chunk
+        if slots_first:
+            for i in T.unroll(passes(columns)):
+                chunk = i * threads + thread
+                if chunk < keys * lanes:
+                    slots[i] = slot_of_chunk(slot_of, tile, chunk, columns)
         for i in T.unroll(passes(columns)):
             chunk = i * threads + thread
             if chunk < keys * lanes:
-                slot = slot_of[tile * keys + chunk // lanes]
-                row = T.cast(slot, "int64")  # row * row bytes passes 2^31 in large pools
+                slot = slots[i] if slots_first else slot_of_chunk(slot_of, tile, chunk, columns)
+                row = T.cast(slot, "int64")  # large pools have more than 2^31 bytes
                 words[T.Ramp(i * 4, 1, 4)] = T.if_then_else(
                     slot >= 0,
-                    kv[row, T.Ramp(first // per_word + chunk % lanes * 4, 1, 4)],
+                    kv[row * row_chunks + (first // per_chunk + chunk % lanes), T.Ramp(0, 1, 4)],
                     T.Broadcast(0, 4),
                 )
 
@@ -120,9 +134,9 @@ def partial(
         for w in T.unroll(4):
             word = T.reinterpret("uint32", words[first_word + w])
             if fp8:
-                for half in T.unroll(2):
-                    pair = T.cast((word >> T.uint32(16 * half)) & T.uint32(0xFFFF), "uint16")
-                    elements[T.Ramp(w * 4 + half * 2, 1, 2)] = T.reinterpret(
+                for side in T.unroll(2):  # a name that HIP has not taken, as it has `half`
+                    pair = T.cast((word >> T.uint32(16 * side)) & T.uint32(0xFFFF), "uint16")
+                    elements[T.Ramp(w * 4 + side * 2, 1, 2)] = T.reinterpret(
                         "float16x2", T.call_extern("uint32", "e4m3x2_to_f16x2", pair)
                     )
             else:
@@ -145,7 +159,7 @@ def partial(
     @T.prim_func
     def sparse_mla_partial(
         q: T.Tensor([tokens, heads, d_v + tail], "bfloat16"),
-        kv: T.Tensor([slots, (d_v + tail) // per_word], "int32"),
+        kv: T.Tensor([chunks, 4], "int32"),
         indices: T.Tensor([tokens, topk], "int32"),
         out: T.Tensor([tokens, splits, heads, d_v], "bfloat16"),
         lse: T.Tensor([tokens, splits, heads], "float32"),
@@ -172,6 +186,7 @@ def partial(
             words_head = T.alloc_local([passes(d_v) * 4], "int32")
             words_tail = T.alloc_local([passes(tail) * 4], "int32")
             elements = T.alloc_local([per_chunk], wide)
+            slots = T.alloc_local([max(passes(d_v), passes(tail))], "int32")
 
             scores = T.alloc_fragment([keys, head_tile], "float32")
             grouped = T.alloc_fragment([groups, MATRIX_ROWS, head_tile], "float32")
@@ -204,15 +219,15 @@ def partial(
             T.fill(top, BELOW_ALL)
             T.fill(top_acc, BELOW_ALL)
 
-            gather(kv, slot_of, words_head, 0, 0, d_v, thread)
-            gather(kv, slot_of, words_tail, 0, d_v, tail, thread)
+            gather(kv, slot_of, slots, words_head, 0, 0, d_v, thread)
+            gather(kv, slot_of, slots, words_tail, 0, d_v, tail, thread)
             for tile in T.serial(rows // keys):
                 put(words_head, elements, kv_head, d_v, place, thread)
                 put(words_tail, elements, kv_tail, tail, as_is, thread)
                 # The next tile is on its way, in registers, while this one is computed.
                 if tile + 1 < rows // keys:
-                    gather(kv, slot_of, words_head, tile + 1, 0, d_v, thread)
-                    gather(kv, slot_of, words_tail, tile + 1, d_v, tail, thread)
+                    gather(kv, slot_of, slots, words_head, tile + 1, 0, d_v, thread)
+                    gather(kv, slot_of, slots, words_tail, tile + 1, d_v, tail, thread)
 
                 T.gemm(kv_head, q_head, scores, transpose_B=True, clear_accum=True, policy=policy)
                 T.gemm(kv_tail, q_tail, scores, transpose_B=True, policy=policy)

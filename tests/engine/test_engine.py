@@ -25,9 +25,13 @@ class Served:
 
 # A chunk holds less than half a prompt.
 CHUNKED = {"chunked_prefill_size": 16, "kv_cache_dtype": "fp8_e4m3"}
+RANKS = {"SGLANG_TEST_GPUS": "2"}
 SERVED = {
     "glm-5-two-ranks": Served(
-        "gfx942", "glm-5", CHUNKED | {"tp_size": 2}, {"SGLANG_TEST_GPUS": "2"}, arms=("patched",)
+        "gfx942", "glm-5", CHUNKED | {"tp_size": 2}, RANKS, arms=("patched",)
+    ),
+    "minimax-m2-two-ranks": Served(
+        "gfx942", "minimax-m2", CHUNKED | AITER | {"tp_size": 2}, RANKS, arms=("patched",)
     ),
     "minimax-m2-scaled": Served("gfx950", "minimax-m2", CHUNKED | AITER, UNIFIED, SCALES),
 }

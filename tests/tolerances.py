@@ -129,5 +129,5 @@ LOGITS_BETWEEN_ARMS = {"bf16": 0.02, "fp8": 0.06}
 LOGITS_FROM_TRANSFORMERS = {"bf16": 0.03, "fp8": 0.1}
 # Of what a sparse-attention indexer selects from a context longer than it may keep: the least
 # share that two arms have in common, and an arm with transformers, which quantises nothing.
-SELECTED_BETWEEN_ARMS = 0.98
+SELECTED_BETWEEN_ARMS = 0.99
 SELECTED_FROM_TRANSFORMERS = 0.9

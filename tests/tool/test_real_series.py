@@ -11,16 +11,11 @@ import sys
 import pytest
 
 from patchset import record, series
-from patchset.fetch import fetched
 from patchset.tree import Tree
+from tests.platform.trees import pristine_tree
 from tests.tool.synthetic import LAID, ROOT, House, content, git
 
 RELEASES = sorted(folder.name for folder in (ROOT / "patches").iterdir())
-
-
-def pristine(release):
-    """Not build/sglang-R, which `--fetch` patches."""
-    return fetched(release, ROOT / "build" / "pristine")
 
 
 class RealHouse(House):
@@ -47,7 +42,7 @@ def release(request, house):
 @pytest.fixture
 def wheel(release, house, tmp_path):
     """A pristine tree of the release: only the files that patches touch, and the metadata."""
-    source = pristine(release.name)
+    source = pristine_tree(release.name)
     paths = [*release.pristine_ids(), "sglang/__init__.py", *Tree(source / "sglang").records()]
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -147,14 +142,14 @@ def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(release, h
 
 def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(release, house):
     for twin in release.also:
-        shown = house.ask("status", "--tree", pristine(twin)).shown
+        shown = house.ask("status", "--tree", pristine_tree(twin)).shown
         assert (shown["release"], shown["status"]) == (release.name, "pristine")
 
 
 def test_pip_uninstalls_a_patched_wheel_without_a_trace(release, house, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    shutil.copytree(pristine(release.name), site, dirs_exist_ok=True)
+    shutil.copytree(pristine_tree(release.name), site, dirs_exist_ok=True)
     assert house.ask("apply", "--tree", site).code == 0
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
     subprocess.run([*pip, "uninstall", "-y", "-q", "sglang"], check=True, capture_output=True)

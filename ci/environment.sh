@@ -33,5 +33,21 @@ environment_for() {
         echo "$stamp" >"$home/stamp"
     fi
     export PATH="$home/bin:$PATH" VIRTUAL_ENV="$home"
+    [ "$platform" = cpu ] && packages_of_releases
+}
+
+# What a release pins otherwise than the environment, each release's in a folder of its own.
+packages_of_releases() {
+    local file folder
+    for file in ci/requirements-[0-9]*.txt; do
+        folder=$PWD/build/packages-$(basename "${file#ci/requirements-}" .txt)
+        if ! cmp --silent "$file" "$folder/requirements.txt"; then
+            rm -rf "$folder" "$folder.unfinished"
+            python3 -m pip install --quiet --disable-pip-version-check --no-deps \
+                --target "$folder.unfinished" -r "$file"
+            cp "$file" "$folder.unfinished/requirements.txt"
+            mv "$folder.unfinished" "$folder"
+        fi
+    done
 }
 environment_for "$1"

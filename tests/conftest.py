@@ -8,6 +8,9 @@
                generators of torch and Python are seeded from it and the test's name before each
                test, so plain torch.randn is fresh and repeatable.
 
+    release    the name of a release that has a series, each in turn; `--release` chooses one. In a
+               ROCm image that is the image's own.
+
 Beside them: tests/platform/tensors.py (poisoned, strided, boundaries, ODD_SIZES),
 tests/tolerances.py (assert_close, assert_bitwise), tests/kernels/aot.py (machine code for AMD).
 `overlay/` is on the path, so `import sglang.srt.rocm_patches.<module>` finds the overlay's modules
@@ -37,6 +40,7 @@ def pytest_addoption(parser):
     group.addoption("--arch", choices=value.ARCHS, help="default: all that the platform stands for")
     group.addoption("--aot-triton", type=Path, help="a folder with the Triton of an image")
     group.addoption("--evidence", type=Path, help="a folder for what a green run has shown")
+    group.addoption("--release", choices=trees.RELEASES, help="default: all that have a series")
     group.addoption("--patched-tree", type=Path, help="default: the series applied to a copy")
     group.addoption("--seed", type=int, help="default: a new one for every run")
 
@@ -47,6 +51,8 @@ def pytest_configure(config):
     elif config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 31)
     trees.given_instead = config.option.patched_tree
+    if config.option.patched_tree and not config.option.release:
+        raise pytest.UsageError("--patched-tree TREE needs --release, the one that TREE is of")
     aot.triton_folder = config.option.aot_triton
     config.platforms = []
     if importlib.util.find_spec("torch") is None:  # the tool's own tests do without
@@ -73,6 +79,9 @@ def pytest_report_header(config):
 
 
 def pytest_generate_tests(metafunc):
+    if "release" in metafunc.fixturenames:
+        chosen = metafunc.config.option.release
+        metafunc.parametrize("release", [chosen] if chosen else trees.RELEASES, scope="session")
     if "platform" in metafunc.fixturenames:
         metafunc.parametrize("platform", metafunc.config.platforms, ids=str, scope="session")
 

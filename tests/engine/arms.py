@@ -21,30 +21,29 @@ from pathlib import Path
 import torch
 
 from tests.platform.arm import Arm
-from tests.platform.trees import BUILD, ROOT, patched_tree, pristine_tree
+from tests.platform.trees import BUILD, ROOT, packages, patched_tree, pristine_tree, slugs
 
 KEPT = (BUILD / "engine").resolve()
-RELEASE = "0.5.10.post1"
 # Importing sglang is a third of an arm's time without it.
 BYTECODE = {"PYTHONPYCACHEPREFIX": str(BUILD / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
-SLUGS = tuple((ROOT / "patches" / RELEASE / "series").read_text().split())
 
 
 def switch(slug: str) -> str:
     return "SGLANG_ROCM_PATCH_" + slug.upper().replace("-", "_")
 
 
-def switches(arm: str) -> dict[str, str]:
+def switches(release: str, arm: str) -> dict[str, str]:
+    every = slugs(release)
     return {
         "pristine": {},
         "patched": {},
         "off": {"SGLANG_ROCM_PATCHES": "0"},
-        **{slug: {switch(other): "0" for other in SLUGS if other != slug} for slug in SLUGS},
+        **{slug: {switch(other): "0" for other in every if other != slug} for slug in every},
     }[arm]
 
 
-def tree(arm: str) -> Path:
-    return pristine_tree(RELEASE) if arm == "pristine" else patched_tree(RELEASE)
+def tree(release: str, arm: str) -> Path:
+    return pristine_tree(release) if arm == "pristine" else patched_tree(release)
 
 
 def digest_of(files, relative_to: Path) -> str:
@@ -81,18 +80,20 @@ class locked:  # noqa: N801  a context manager
         self.file.close()
 
 
-def result(arm: str, platform, scenario: str, environment: dict[str, str], **inputs) -> dict:
+def result(
+    release: str, arm: str, platform, scenario: str, environment: dict[str, str], **inputs
+) -> dict:
     """What `scenario` ("module:function" of tests.engine.scenarios) gives in an arm."""
-    settings = environment | switches(arm)
-    recipe = json.dumps(
-        [digest_of_tree(tree(arm)), digest_of_harness(), str(platform), scenario, settings, inputs],
-        sort_keys=True,
-    )
+    settings = environment | switches(release, arm)
+    sglang, beside = tree(release, arm), packages(release)
+    pins = (beside / "requirements.txt").read_text() if beside else ""
+    sources = [digest_of_tree(sglang), digest_of_harness(), pins]
+    recipe = json.dumps([*sources, str(platform), scenario, settings, inputs], sort_keys=True)
     name = f"{scenario.replace(':', '-')}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}"
     KEPT.mkdir(parents=True, exist_ok=True)
     with locked(KEPT / f"{name}.lock"):
         if not (KEPT / f"{name}.pt").exists():
-            process = Arm(tree(arm), platform, **BYTECODE, **settings)
+            process = Arm(sglang, platform, packages=beside, **BYTECODE, **settings)
             found = process.run(f"tests.engine.scenarios.{scenario}", alone=True, **inputs)
             torch.save(found.outputs, KEPT / f"{name}.unfinished")
             os.replace(KEPT / f"{name}.unfinished", KEPT / f"{name}.pt")

@@ -31,11 +31,13 @@ class Case:
     upstream_fault: str | None = None
     # What upstream gets wrong and no slug is about, so that transformers cannot be met.
     unmended_fault: str | None = None
+    release: str = "0.5.10.post1"
 
     def result(self, arm: str, platform, trace: bool = False) -> dict:
         """What tests.engine.scenarios.teacher_forced.logits returns in an arm."""
         model = checkpoint(self.checkpoint)
         return arms.result(
+            self.release,
             arm,
             platform,
             "teacher_forced:logits",

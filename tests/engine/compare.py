@@ -2,8 +2,8 @@
 
 import torch
 
-from tests.engine.arms import SLUGS
 from tests.engine.cases import Case
+from tests.platform.trees import slugs
 
 
 def distance(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,11 @@ def parting(case: Case, platform, arms: tuple[str, str], bound: float) -> str:
 def culprits(case: Case, platform, bound: float) -> list[str]:
     """The slugs that, on alone, take the logits farther than `bound` from upstream's."""
     pristine = case.result("pristine", platform)["logits"]
-    return [slug for slug in SLUGS if apart(case.result(slug, platform)["logits"], pristine, bound)]
+    return [
+        slug
+        for slug in slugs(case.release)
+        if apart(case.result(slug, platform)["logits"], pristine, bound)
+    ]
 
 
 def apart(one: list[torch.Tensor], other: list[torch.Tensor], bound: float) -> bool:

@@ -9,10 +9,9 @@ REPLAYED = ["glm-5-fp8", "qwen3-moe-fp8-scaled", "minimax-m2-fp8-scaled-unified"
 
 
 @pytest.fixture(params=REPLAYED)
-def eager(request, platform):
+def eager(request, runs_here):
     case = CASES[request.param]
-    if platform.arch not in case.archs[-1:]:
-        pytest.skip(f"replayed on {case.archs[-1]}")
+    runs_here(case.archs[-1:], case.release)
     return case
 
 

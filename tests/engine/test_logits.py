@@ -3,20 +3,19 @@
 import pytest
 import torch
 
-from tests.engine.arms import SLUGS
 from tests.engine.cases import CASES, Case
 from tests.engine.checkpoints import checkpoint
 from tests.engine.compare import apart, culprits, distance, oracle, parting
+from tests.platform.trees import slugs
 from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=CASES)
-def case(request, platform) -> Case:
+def case(request, runs_here) -> Case:
     chosen = CASES[request.param]
-    if platform.arch not in chosen.archs:
-        pytest.skip(f"this case runs on {', '.join(chosen.archs)}")
+    runs_here(chosen.archs, chosen.release)
     return chosen
 
 
@@ -57,5 +56,5 @@ def test_patched_logits_are_transformers_and_no_farther_from_it_than_upstreams(c
 
 
 def test_every_slug_is_active_and_declines_nothing(case, platform):
-    slugs = case.result("patched", platform)["slugs"]
-    assert slugs == {slug: {"state": "active", "declined": []} for slug in SLUGS}
+    active = {"state": "active", "declined": []}
+    assert case.result("patched", platform)["slugs"] == dict.fromkeys(slugs(case.release), active)

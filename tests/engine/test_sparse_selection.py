@@ -25,9 +25,8 @@ def shared(one: set[int], other: set[int]) -> float:
 
 
 @pytest.fixture
-def results(platform) -> dict[str, dict]:
-    if platform.arch not in SPARSE.archs:
-        pytest.skip(f"runs on {', '.join(SPARSE.archs)}")
+def results(platform, runs_here) -> dict[str, dict]:
+    runs_here(SPARSE.archs, SPARSE.release)
     return {arm: SPARSE.result(arm, platform) for arm in ("pristine", "patched")}
 
 

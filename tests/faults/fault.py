@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tests.platform.trees import BUILD, ROOT, patched_tree
 
-RELEASE = "0.5.10.post1"
 OVERLAY = "sglang/srt/rocm_patches"
 
 
@@ -21,6 +20,7 @@ class Fault:
     old: str  # found exactly once
     new: str
     arch: str = "gfx942"
+    release: str = "0.5.10.post1"
 
     @property
     def file(self) -> str:
@@ -49,7 +49,7 @@ def house_with(fault: Fault):
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD, prefix="fault-") as folder:
         house = House(Path(folder))
-        shutil.copytree(patched_tree(RELEASE), house.tree, copy_function=os.link)
+        shutil.copytree(patched_tree(fault.release), house.tree, copy_function=os.link)
         faulty = house.tree / fault.file
         text = fault.put_into(faulty.read_text())
         faulty.unlink()  # a link: the patched tree keeps its file

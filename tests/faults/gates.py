@@ -36,7 +36,11 @@ def tests_of(layer: str, fault: Fault) -> list[str]:
         return [f"tests/kernels/test_{name}.py", "-k", f"cpu-{fault.arch}"]
     if layer == "modules":
         return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[fault.slug])]
-    cases = " or ".join(case for case in CASES if fault.slug in CASES[case].slugs)
+    cases = " or ".join(
+        name
+        for name, case in CASES.items()
+        if fault.slug in case.slugs and case.release == fault.release
+    )
     files = ["tests/engine/test_logits.py", "tests/engine/test_launches.py"]
     return [*files, "-k", f"(patched or launches) and ({cases})"]
 
@@ -46,12 +50,10 @@ def layers_of(fault: Fault) -> tuple[str, ...]:
     return LAYERS if fault.file.startswith(OVERLAY) else LAYERS[1:]
 
 
-def failing_test(root: Path, arch: str, tests: list[str], tree: Path | None = None) -> str | None:
+def failing_test(root: Path, arch: str, tests: list[str], *options: str) -> str | None:
     """The first of `tests` that fails in a copy of the project; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rf"]
-    command += ["--platform", "cpu", "--arch", arch, *tests]
-    if tree is not None:
-        command += ["--patched-tree", str(tree)]
+    command += ["--platform", "cpu", "--arch", arch, *options, *tests]
     environment = os.environ | {"PYTHONPATH": ""}
     done = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, check=False
@@ -69,8 +71,10 @@ def judge(fault: Fault, layers: tuple[str, ...] | None = None) -> Verdict:
     start = time.monotonic()
     caught_by = test = None
     with house_with(fault) as house:
+        options = ("--release", fault.release, "--patched-tree", str(house.tree))
         for layer in layers or layers_of(fault):
-            test = failing_test(house.root, fault.arch, tests_of(layer, fault), house.tree)
+            tests = tests_of(layer, fault)
+            test = failing_test(house.root, fault.arch, tests, *options)
             if test is not None:
                 caught_by = layer
                 break

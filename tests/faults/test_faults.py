@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.faults.__main__ import EVIDENCE
-from tests.faults.fault import RELEASE
 from tests.faults.gates import judge
 from tests.faults.table import FAULTS
 from tests.platform.trees import patched_tree
@@ -22,7 +21,7 @@ SAMPLE = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_the_text_to_be_changed_is_there_once(fault):
-    text = (patched_tree(RELEASE) / fault.file).read_text()
+    text = (patched_tree(fault.release) / fault.file).read_text()
     assert fault.put_into(text) != text
 
 

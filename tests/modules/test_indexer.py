@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from tests.modules.conftest import patched_tree
 from tests.modules.pools import SLOTS
-from tests.platform.arm import Arm
 from tests.tolerances import assert_bitwise, assert_close, declared
 
 TOKENS = 9
@@ -25,11 +23,8 @@ def slots(tokens=TOKENS):
 
 
 @pytest.fixture
-def without_aiters_store(arms, platform):
-    """The patched tree on an aiter that does not have the operator."""
-    arm = Arm(patched_tree(arms.release), platform, absent=(STORE,))
-    yield arm
-    arm.close()
+def without_aiters_store(arms):
+    return arms.patched_without(STORE)
 
 
 @pytest.mark.parametrize("gap", [0, 2])

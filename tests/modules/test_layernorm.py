@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.modules.conftest import patched_tree
-from tests.platform.arm import Arm
 from tests.platform.tensors import strided
 from tests.references.layernorm import layernorm
 from tests.tolerances import assert_bitwise, assert_close, declared
@@ -27,11 +25,8 @@ def check(result, given, affine=True, use_bias=True):
 
 
 @pytest.fixture
-def without_aiters_layernorm(arms, platform):
-    """The patched tree on an aiter that does not have the operator."""
-    arm = Arm(patched_tree(arms.release), platform, absent=(AITER,))
-    yield arm
-    arm.close()
+def without_aiters_layernorm(arms):
+    return arms.patched_without(AITER)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

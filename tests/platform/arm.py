@@ -34,9 +34,10 @@ class Result:
 
 
 class Arm:
-    def __init__(self, tree: Path, platform: Platform, absent=(), **switches: str):
+    def __init__(self, tree: Path, platform: Platform, absent=(), packages=None, **switches: str):
+        """`absent`: operators that an older aiter lacks; `packages`: see emulation.environment."""
         self.platform = platform
-        self.environment = environment(platform, tree, **switches)
+        self.environment = environment(platform, tree, packages, **switches)
         self.environment["SGLANG_TEST_ABSENT"] = ",".join(absent)
         self._worker: Worker | None = None
 

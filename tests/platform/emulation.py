@@ -19,8 +19,10 @@ STOOD_IN = ("aiter", "sgl_kernel", "tvm_ffi", "fast_hadamard_transform", "tilela
 UNUSED = ("torchvision", "IPython", "anthropic")
 
 
-def environment(platform: Platform, tree, **switches: str) -> dict[str, str]:
+def environment(platform: Platform, tree, packages=None, **switches: str) -> dict[str, str]:
     """The environment of a process that runs the sglang of `tree` on `platform`.
+
+    `packages`: a folder that goes before the environment's own packages.
 
     `site/` on PYTHONPATH installs the emulation before anything else runs, in the process and in
     each that it starts.
@@ -30,7 +32,8 @@ def environment(platform: Platform, tree, **switches: str) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")
     }
-    path = [os.path.join(here, "site"), str(tree), root, os.environ.get("PYTHONPATH", "")]
+    path = [os.path.join(here, "site"), str(tree), str(packages or ""), root]
+    path.append(os.environ.get("PYTHONPATH", ""))
     result = {
         **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),

@@ -13,6 +13,8 @@ from patchset.fetch import fetched
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 
+RELEASES = sorted(path.parent.name for path in ROOT.glob("patches/*/release.json"))
+
 # A tree to take for the patched one, for example with a fault put in: `--patched-tree`.
 given_instead: Path | None = None
 
@@ -25,6 +27,16 @@ def pristine_tree(release: str) -> Path:
 
 def patched_tree(release: str) -> Path:
     return given_instead or _series_applied(release)
+
+
+def slugs(release: str) -> tuple[str, ...]:
+    return tuple((ROOT / "patches" / release / "series").read_text().split())
+
+
+def packages(release: str) -> Path | None:
+    """What the release needs in other versions than the environment has; see ci/environment.sh."""
+    folder = BUILD / f"packages-{release}"
+    return folder if folder.is_dir() else None
 
 
 @functools.cache

@@ -1,23 +1,18 @@
 """`--evidence FOLDER`: what a green run has shown, on which device, with which versions.
 
-Writes `tests.<device>.json`: the key (patch digest of each release, device, versions) and rows of
-`layer, subject, arch, passed, skipped`, one for each test file and architecture. A run with a
-failure writes nothing: there is nothing to cite.
+Writes `tests.<device>.json`: the key (evidence_key.py, with every patch and overlay module) and
+rows of `layer, subject, arch, passed, skipped`, one for each test file and architecture. A run with
+a failure writes nothing: there is nothing to cite.
 """
 
 import collections
-import importlib.metadata
 import json
-import platform
 import re
 from pathlib import Path
 
 import pytest
 
-from patchset import series
-
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "transformers", "aiter", "tilelang", "pytest")
+from tests import evidence_key
 
 
 class Evidence:
@@ -42,14 +37,10 @@ class Evidence:
             | {outcome: count[outcome] for outcome in ("passed", "skipped")}
             for (layer, subject, arch), count in sorted(self.counts.items())
         ]
-        key = {
-            "digests": {name: r.digest for name, r in series.load(ROOT).releases.items()},
-            "device": device,
-            "versions": {"python": platform.python_version()} | _versions(),
-            "selection": self.config.option.markexpr or "all",
-        }
+        files = evidence_key.everything()
+        key = evidence_key.key(device, files) | {"selection": self.config.option.markexpr or "all"}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"tests.{device.replace(' ', '-')}.json"
+        path = self.folder / evidence_key.file_name("tests", device)
         path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
 
 
@@ -59,13 +50,3 @@ def _device(name: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(0)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

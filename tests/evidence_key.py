@@ -1,0 +1,121 @@
+"""The key of a piece of evidence: what it was made from, so that it can be told when that changed.
+
+    {"digests": {release: digest}, "files": {path: blob}, "device": "NVIDIA H200",
+     "driver": "570.1", "versions": {"torch": "2.11.0", ...}}
+
+``files`` are the sources whose bytes decide what was measured. For a benchmark of a kernel they are
+its module and what that imports (``modules(["layernorm_kernel"])``), so that another slug's change,
+or one of the slug's guards, leaves it fresh. ``digests`` name the whole patch set as it was; they
+decide only where a key has no ``files``.
+"""
+
+import ast
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from patchset import series
+from patchset.diff import blob_id
+
+ROOT = Path(__file__).resolve().parents[1]
+OVERLAY = f"overlay/{series.OVERLAY}"
+PACKAGES = ("torch", "triton", "tilelang", "aiter", "transformers", "pytest")
+
+
+def key(device: str, files: Iterable[str]) -> dict:
+    """The key of what is measured now on ``device`` from ``files``."""
+    return {
+        "digests": {name: release.digest for name, release in series.load(ROOT).releases.items()},
+        "files": {path: blob_id((ROOT / path).read_bytes()) for path in sorted(files)},
+        "device": device,
+        "driver": driver(),
+        "versions": {"python": platform.python_version()} | versions(),
+    }
+
+
+def file_name(subject: str, device: str) -> str:
+    return f"{subject}.{device.replace(' ', '-')}.json"
+
+
+def changed(key: dict, house: Path = ROOT, files: Iterable[str] | None = None) -> list[str]:
+    """What differs now from the key's: paths, or releases where it has no files. Empty: fresh.
+
+    ``files`` narrows the question to the paths that matter to it; one that the key does not know is
+    a change too.
+    """
+    if "files" not in key:
+        now = {name: release.digest for name, release in series.load(house).releases.items()}
+        return [name for name, digest in key["digests"].items() if now.get(name) != digest]
+    kept = key["files"]
+    asked = sorted(kept if files is None else files)
+    return [path for path in asked if kept.get(path) != _blob(house / path)]
+
+
+def modules(names: Iterable[str], house: Path = ROOT) -> set[str]:
+    """Overlay modules, by name, and those that they import: paths in this repository."""
+    found, todo = set[Path](), {house / OVERLAY / f"{name}.py" for name in names}
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        imported = {house / OVERLAY / f"{name}.py" for name in _imported(path.read_text())}
+        todo |= {other for other in imported if other.is_file()} - found
+    return {path.relative_to(house).as_posix() for path in found}
+
+
+def modules_of(slug: str, house: Path = ROOT) -> set[str]:
+    """All overlay modules of a slug, guards and kernels, and those that they import."""
+    every = series.load(house)
+    shared = every.laid([series.SELF_REPORT])  # what no slug owns
+    return modules((Path(p).stem for p in every.laid([slug]).keys() - shared.keys()), house)
+
+
+def patches_of(slug: str, house: Path = ROOT) -> set[str]:
+    """The slug's patch in each release that has one."""
+    return {p.relative_to(house).as_posix() for p in (house / "patches").glob(f"*/{slug}.patch")}
+
+
+def everything(house: Path = ROOT) -> set[str]:
+    """Every patch and every overlay module."""
+    found = [*house.glob("patches/*/*.patch"), *(house / OVERLAY).rglob("*.py")]
+    return {path.relative_to(house).as_posix() for path in found}
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def driver() -> str | None:
+    """The GPU driver's version; None where there is no GPU."""
+    amd = Path("/sys/module/amdgpu/version")
+    if amd.is_file():
+        return amd.read_text().strip()
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.splitlines()[0].strip()
+
+
+def _imported(source: str) -> set[str]:
+    """Names of this package's modules, and of other things, that a module imports from it."""
+    package = series.OVERLAY.replace("/", ".")
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            found |= {alias.name for alias in node.names} | {"__init__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
+            found.add(node.module.removeprefix(package + "."))
+    return found
+
+
+def _blob(path: Path) -> str | None:
+    return blob_id(path.read_bytes()) if path.is_file() else None

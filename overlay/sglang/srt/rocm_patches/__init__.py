@@ -80,6 +80,14 @@ def module_of(name: str) -> str:
     return f"{__name__}.{name.replace('-', '_')}"
 
 
+@functools.cache
+def active(name: str) -> bool:
+    """Whether another slug is laid over this tree and active, for a slug that works beside it."""
+    if importlib.util.find_spec(module_of(name)) is None:
+        return False
+    return importlib.import_module(module_of(name)).SLUG.active
+
+
 def report() -> dict:
     """Provenance of this tree and the state of each slug, as plain JSON types.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sglang.srt.rocm_patches import Slug
+from sglang.srt.rocm_patches import Slug, active
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -48,10 +48,18 @@ class KVStore(NamedTuple):
     v_scale: torch.Tensor | float | None
 
     @classmethod
-    def of(cls, value: torch.Tensor, layer: RadixAttention, forward_batch: ForwardBatch) -> KVStore:
-        """For a release whose attention reads with the layer's scales."""
-        pool, slots = forward_batch.token_to_kv_pool, forward_batch.out_cache_loc
-        return cls(value, layer, pool, slots, layer.k_scale, layer.v_scale)
+    def of(
+        cls,
+        value: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        descaled: bool = True,
+    ) -> KVStore:
+        """descaled: attention multiplies what it reads by the layer's scales."""
+        scales = (layer.k_scale, layer.v_scale) if descaled else (None, None)
+        return cls(
+            value, layer, forward_batch.token_to_kv_pool, forward_batch.out_cache_loc, *scales
+        )
 
 
 def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool:
@@ -63,6 +71,20 @@ def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool
     if reason:
         SLUG.decline(reason)
     return reason is None
+
+
+def only_aiter_descales(forward_batch: ForwardBatch) -> bool:
+    """Whether this batch is read with scales, in a release that by itself has no reader that does.
+
+    0.5.9's triton backend stores and reads without them. Its aiter backend stores a prefill with
+    them, decode without, and reads neither; fp8-kv-write makes it store and read everything with
+    them.
+    """
+    backend = forward_batch.attn_backend
+    if hasattr(backend, "_select_backend"):  # one for prefill, another for decode
+        backend = backend._select_backend(forward_batch.forward_mode)
+    backend = getattr(backend, "primary", backend)  # of two overlapping batches
+    return type(backend).__name__ == "AiterAttnBackend" and active("fp8-kv-write")
 
 
 def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | None:

@@ -22,10 +22,11 @@ import functools
 import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.platform.process import ROOT, Worker, WorkerError, serve
+from tests.platform.process import ROOT, Process, WorkerError, serve, stdout_for_answers
 from tests.platform.value import Platform
 
 
@@ -116,7 +117,7 @@ triton_folder: Path | None = None
 
 
 @functools.cache
-def _worker() -> Worker:
+def _worker() -> Process:
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     path = [triton_folder, ROOT, ROOT / "overlay", os.environ.get("PYTHONPATH")]
     environment |= {
@@ -127,7 +128,7 @@ def _worker() -> Worker:
         # Triton 3.10 changes the default; the images' Triton fuses.
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    return Worker("tests.kernels.aot", environment)
+    return Process("tests.kernels.aot", environment)
 
 
 def _compile_here(module, kernel, signature, constexprs, arch, options):
@@ -185,4 +186,4 @@ def _compile_here(module, kernel, signature, constexprs, arch, options):
 
 
 if __name__ == "__main__":
-    serve(_compile_here)
+    serve(_compile_here, sys.stdin, stdout_for_answers())

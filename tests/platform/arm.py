@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from .emulation import environment
-from .process import Worker
+from .nursery import Fork, nursery
+from .process import Process, Worker
 from .value import Platform
 
 
@@ -36,7 +37,7 @@ class Result:
 class Arm:
     def __init__(self, tree: Path, platform: Platform, absent=(), packages=None, **switches: str):
         """`absent`: operators that an older aiter lacks; `packages`: see emulation.environment."""
-        self.platform = platform
+        self.platform, self.packages = platform, packages
         self.environment = environment(platform, tree, packages, **switches)
         self.environment["SGLANG_TEST_ABSENT"] = ",".join(absent)
         self._worker: Worker | None = None
@@ -48,7 +49,7 @@ class Arm:
                 return self._ask(worker, scenario, inputs)
             finally:
                 worker.close()
-        if self._worker is None or self._worker.process.poll() is not None:
+        if self._worker is None or self._worker.ended:
             self._worker = self._start()
         return self._ask(self._worker, scenario, inputs)
 
@@ -57,7 +58,9 @@ class Arm:
             self._worker.close()
 
     def _start(self) -> Worker:
-        return Worker("tests.platform.worker", self.environment)
+        if self.platform.name == "cpu":
+            return Fork(nursery(self.platform, self.packages), self.environment)
+        return Process("tests.platform.worker", self.environment)
 
     def _ask(self, worker: Worker, scenario: str, inputs: dict) -> Result:
         with tempfile.TemporaryDirectory() as folder:

@@ -83,3 +83,9 @@ def stand_in(packages, provided, absent=()) -> None:
     `absent` names raise ImportError, as an older release of the package would.
     """
     sys.meta_path.insert(0, Finder(packages, provided, absent))
+
+
+def leave_out(absent) -> None:
+    """Make names absent from now on; none of them has been asked for yet."""
+    [finder] = [each for each in sys.meta_path if isinstance(each, Finder)]
+    finder.absent = frozenset(absent)

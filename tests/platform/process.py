@@ -1,12 +1,14 @@
-"""A process that answers: one JSON object a line in, one out, in the order of the questions."""
+"""Processes that answer: one JSON object a line in, one out, in the order of the questions."""
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +18,44 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """`python -m module`, which calls `serve`, kept for the life of this process."""
+    """The asking end of a process that calls `serve`; it ends with this process at the latest."""
+
+    def __init__(self, questions: TextIO, answers: TextIO):
+        self.questions, self.answers = questions, answers
+        self.ended: str | None = None
+        atexit.register(self.close)
+
+    def finish(self) -> str:
+        """Wait for the end, if that can be waited for, and say how it ended."""
+        raise NotImplementedError
+
+    def ask(self, request: dict) -> dict:
+        try:
+            self.questions.write(json.dumps(request) + "\n")
+            self.questions.flush()
+            line = self.answers.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            line = ""
+        if not line:
+            self.close()
+            raise WorkerError(f"{self.ended} on {request}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        if self.ended is not None:
+            return
+        with contextlib.suppress(BrokenPipeError):  # it did not read the last question
+            self.questions.close()
+        self.ended = self.finish()
+        self.answers.close()
+        atexit.unregister(self.close)
+
+
+class Process(Worker):
+    """`python -m module`, which calls `serve`."""
 
     def __init__(self, module: str, environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -27,34 +66,22 @@ class Worker:
             env=environment,
             cwd=ROOT,
         )
-        atexit.register(self.close)
+        super().__init__(self.process.stdin, self.process.stdout)
 
-    def ask(self, request: dict) -> dict:
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerError(f"the worker ended with {self.process.wait()}") from None
-        line = self.process.stdout.readline()
-        if not line:
-            raise WorkerError(f"the worker ended with {self.process.wait()} on {request}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-        atexit.unregister(self.close)
+    def finish(self) -> str:
+        return f"the worker ended with {self.process.wait()}"
 
 
-def serve(answer_to) -> None:
-    """Answer what comes on stdin. What anything prints meanwhile goes to stderr."""
+def stdout_for_answers() -> TextIO:
+    """What stdout was. What anything prints from now on goes to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for line in sys.stdin:
+    return answers
+
+
+def serve(answer_to, questions: TextIO, answers: TextIO) -> None:
+    """Answer what comes, to the end."""
+    for line in questions:
         try:
             answer = answer_to(**json.loads(line))
         except Exception:

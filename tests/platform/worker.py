@@ -2,15 +2,16 @@
 
 import importlib
 import os
+import sys
 
 import torch
 
 from . import recorder
-from .process import serve
+from .process import serve, stdout_for_answers
 from .value import Platform
 
 
-def _run(scenario: str, source: str, target: str) -> dict:
+def run(scenario: str, source: str, target: str) -> dict:
     platform = Platform(os.environ["SGLANG_TEST_PLATFORM"], os.environ["SGLANG_TEST_ARCH"])
     module, function = scenario.split(":")
     inputs = _plainly(torch.load, source)
@@ -46,4 +47,4 @@ def _plainly(function, *arguments):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve(_run)
+    serve(run, sys.stdin, stdout_for_answers())

@@ -15,8 +15,6 @@ from patchset.tree import Tree
 from tests.platform.trees import pristine_tree
 from tests.tool.synthetic import LAID, ROOT, House, content, git
 
-RELEASES = sorted(folder.name for folder in (ROOT / "patches").iterdir())
-
 
 class RealHouse(House):
     """A checkout that is there already."""
@@ -34,16 +32,17 @@ def house(tmp_path_factory):
     return RealHouse(home)
 
 
-@pytest.fixture(scope="session", params=RELEASES)
-def release(request, house):
-    return series.load(house.home).releases[request.param]
+@pytest.fixture(scope="session")
+def covered(release, house):
+    """What the checkout has for the release."""
+    return series.load(house.home).releases[release]
 
 
 @pytest.fixture
-def wheel(release, house, tmp_path):
+def wheel(covered, house, tmp_path):
     """A pristine tree of the release: only the files that patches touch, and the metadata."""
-    source = pristine_tree(release.name)
-    paths = [*release.pristine_ids(), "sglang/__init__.py", *Tree(source / "sglang").records()]
+    source = pristine_tree(covered.name)
+    paths = [*covered.pristine_ids(), "sglang/__init__.py", *Tree(source / "sglang").records()]
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / path, tmp_path / path)
@@ -57,17 +56,17 @@ def subsets(slugs):
 
 @pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)], ids=str)
 def test_every_subset_applies_compiles_and_reverts_to_the_wheels_bytes(
-    count, release, house, wheel, seed
+    count, covered, house, wheel, seed
 ):
     before = content(wheel)
     assert record_holds(wheel, before)
-    every = subsets([*release.patches])
+    every = subsets([*covered.patches])
     seen, compiled = {}, set()
     for slugs in random.sample(every, count) if count else every:
         if slugs:
             reply = house.ask("apply", *slugs, "--tree", wheel)
             assert reply.code == 0, reply.shown["message"]
-        on = release.required(slugs)
+        on = covered.required(slugs)
         shown = house.ask("status", "--tree", wheel).shown
         assert {slug for slug, now in shown["state"].items() if now == "on"} == on
         assert shown["status"] == ("patched" if slugs else "pristine")
@@ -91,10 +90,10 @@ def record_holds(tree, files):
     return {p for p in files if p.startswith(LAID)} <= paths and not files.keys() & {*wrong}
 
 
-def test_slugs_go_on_in_any_order_with_one_result(release, house, wheel, seed):
+def test_slugs_go_on_in_any_order_with_one_result(covered, house, wheel, seed):
     results = []
     for _ in range(3):
-        order = random.sample([*release.patches], len(release.patches))
+        order = random.sample([*covered.patches], len(covered.patches))
         for slug in order:
             assert house.ask("apply", slug, "--tree", wheel).code == 0
         results.append(content(wheel))
@@ -104,23 +103,23 @@ def test_slugs_go_on_in_any_order_with_one_result(release, house, wheel, seed):
     assert all(result == results[0] for result in results)
 
 
-def test_git_takes_each_patch_and_every_exported_subset(release, house, wheel):
+def test_git_takes_each_patch_and_every_exported_subset(covered, house, wheel):
     before = content(wheel)
-    for slug in release.patches:
-        patch = (house.home / "patches" / release.name / f"{slug}.patch").read_bytes()
+    for slug in covered.patches:
+        patch = (house.home / "patches" / covered.name / f"{slug}.patch").read_bytes()
         git("apply", "--check", given=patch, cwd=wheel)
-    for slugs in subsets([*release.patches])[1:]:
-        out = house.run("export", "--release", release.name, *slugs).out.encode()
+    for slugs in subsets([*covered.patches])[1:]:
+        out = house.run("export", "--release", covered.name, *slugs).out.encode()
         git("apply", given=out, cwd=wheel)
         shown = house.ask("status", "--tree", wheel).shown
         wrong = {f["path"] for f in shown["files"] if f["status"] != "right"}
         assert wrong <= {path for path in before if path.endswith("RECORD")}
-        assert {s for s, now in shown["state"].items() if now == "on"} == release.required(slugs)
+        assert {s for s, now in shown["state"].items() if now == "on"} == covered.required(slugs)
         git("apply", "-R", given=out, cwd=wheel)
         assert content(wheel) == before
 
 
-def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(release, house, wheel):
+def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(covered, house, wheel):
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
@@ -140,16 +139,16 @@ def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(release, h
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(release, house):
-    for twin in release.also:
+def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(covered, house):
+    for twin in covered.also:
         shown = house.ask("status", "--tree", pristine_tree(twin)).shown
-        assert (shown["release"], shown["status"]) == (release.name, "pristine")
+        assert (shown["release"], shown["status"]) == (covered.name, "pristine")
 
 
-def test_pip_uninstalls_a_patched_wheel_without_a_trace(release, house, tmp_path):
+def test_pip_uninstalls_a_patched_wheel_without_a_trace(covered, house, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    shutil.copytree(pristine_tree(release.name), site, dirs_exist_ok=True)
+    shutil.copytree(pristine_tree(covered.name), site, dirs_exist_ok=True)
     assert house.ask("apply", "--tree", site).code == 0
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
     subprocess.run([*pip, "uninstall", "-y", "-q", "sglang"], check=True, capture_output=True)

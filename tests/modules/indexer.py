@@ -1,5 +1,7 @@
 """Scenarios: upstream's NSA indexer, the parts that write its K cache and scale its head gates."""
 
+import types
+
 import torch
 
 from ..platform import recorder
@@ -39,17 +41,18 @@ def _prefill(slots, pool):
 
 
 def store(platform, key, slots, scale_fmt="ue8m0", gap=0):
-    """`_store_index_k_cache`; gap: elements between the rows of key, and between the slots."""
+    """A short prefill's store; gap: elements between the rows of key, and between the slots."""
     from sglang.srt.layers.attention.nsa.tilelang_kernel import act_quant
 
     layer = indexer(platform)
     layer.scale_fmt = scale_fmt
+    layer._get_k_bf16 = lambda *_: key
     pool = pools.latent_pool(platform, "bf16", nsa=True)
     if gap:
         slots = slots.repeat_interleave(1 + gap)[:: 1 + gap]
     batch = _prefill(slots, pool)
     with recorder.measured():
-        layer._store_index_k_cache(batch, 0, key, act_quant=act_quant)
+        layer._forward_cuda_k_only(None, None, batch, 0, act_quant, False, None, False)
     return {"rows": pool.get_index_k_with_scale_buffer(layer_id=0).clone()}
 
 
@@ -63,6 +66,30 @@ def store_of_short_prefill(platform, x, positions, slots):
     with recorder.measured():
         layer._forward_cuda_k_only(x, positions, batch, 0, act_quant, False, None, False)
     return {"rows": pool.get_index_k_with_scale_buffer(layer_id=0).clone()}
+
+
+def forward(platform, x, query, key, slots, scale_fmt="ue8m0"):
+    """`forward_cuda` in decode, query ``[T, heads, 128]`` and key ``[T, 128]`` being given.
+
+    It ends where the selection would begin, as for a rank whose tokens are all padding.
+    """
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    layer = indexer(platform, query.shape[1])
+    layer.scale_fmt = scale_fmt
+    layer._get_q_k_bf16 = lambda *_, **__: (query, key)
+    gates = []
+    layer._get_logits_head_gate = lambda *given: gates.append(
+        type(layer)._get_logits_head_gate(layer, *given)
+    )
+    pool = pools.latent_pool(platform, "bf16", nsa=True)
+    batch = setting.forward_batch(ForwardMode.DECODE, torch.ones_like(slots), slots, pool)
+    batch.seq_lens_cpu = batch.seq_lens_cpu[:0]
+    batch.attn_backend = types.SimpleNamespace(get_indexer_metadata=lambda *_: "metadata")
+    with recorder.measured():
+        layer.forward_cuda(x, x, None, batch, 0)
+    rows = pool.get_index_k_with_scale_buffer(layer_id=0).clone()
+    return {"rows": rows, "gates": gates[0], "weight": layer.weights_proj.weight.detach()}
 
 
 def head_gates(platform, x, q_scale):

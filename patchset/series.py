@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -103,7 +104,7 @@ class PatchSet(NamedTuple):
 def load(home: Path) -> PatchSet:
     """The patch set of the checkout at `home`; a damaged one is refused as a whole."""
     overlay = _overlay(home / "overlay")
-    folders = sorted(p.parent for p in (home / "patches").glob("*/release.json"))
+    folders = sorted((p.parent for p in (home / "patches").glob("*/release.json")), key=_version)
     if not folders:
         raise Refused(f"{home / 'patches'} holds no release; get a complete checkout of this set")
     try:
@@ -114,6 +115,11 @@ def load(home: Path) -> PatchSet:
             f"restore it, in its checkout: git checkout -- patches overlay"
         ) from fault
     return PatchSet({release.name: release for release in releases}, overlay)
+
+
+def _version(folder: Path) -> list[int]:
+    """0.5.9 is older than 0.5.10."""
+    return [int(number) for number in re.findall(r"\d+", folder.name)]
 
 
 def _overlay(root: Path) -> dict[str, bytes]:

@@ -8,7 +8,8 @@
 
 A type is Triton's name of it; `fp8` is the architecture's own e4m3. Pointers are taken as aligned
 to 16 bytes and below 2 GiB, as the launcher finds torch's tensors; `*bf16:2` says aligned to 2
-bytes, `i32:16` says divisible by 16. Every argument that is not a constexpr has a type.
+bytes, `i32:16` says divisible by 16, `far=["out"]` that a tensor ends past 2 GiB. Every argument
+that is not a constexpr has a type.
 A constexpr "tl.float32" is that Triton type. Other keywords are options of Triton's AMD backend.
 
 The tests' own process may run Triton's interpreter, in which there is nothing to compile: one
@@ -45,7 +46,9 @@ class MachineCode:
     private_segment_fixed_size: int  # scratch memory, bytes a lane
     lds: int  # bytes a workgroup
     triton: str  # the version that compiled it
+    warps: int
     assembly: str
+    ttir: str  # what Triton made of the source, before it knows the chip
 
     @functools.cached_property
     def instructions(self) -> collections.Counter:
@@ -60,6 +63,31 @@ class MachineCode:
             if match := pattern.fullmatch(name):
                 found[_bytes(match[1])] += count
         return dict(found)
+
+    @property
+    def branches(self) -> int:
+        return sum(n for name, n in self.instructions.items() if name.startswith("s_cbranch"))
+
+    @property
+    def branches_allowed(self) -> int:
+        """Two for each access of the source, if and loop: never one for each element.
+
+        An access has one where its tensor ends past 2 GiB, so that no buffer instruction masks it,
+        for each of the two instructions that 16 elements of a lane take at the most.
+        """
+        return 2 * len(re.findall(r"\btt\.(?:load|store)|\bscf\.(?:if|for|while)", self.ttir))
+
+    @property
+    def converts_e4m3(self) -> bool:
+        return any("pk_fp8_f32" in name for name in self.instructions)
+
+    @property
+    def waves(self) -> int:
+        """How many waves fit a SIMD: 512 registers a lane in steps of 8, LDS shared by 4 SIMDs."""
+        by_registers = 512 // (-(-max(self.vgpr_count, 1) // 8) * 8)
+        limit = Platform("rocm", self.arch).lds_bytes
+        by_lds = limit // self.lds * self.warps // 4 if self.lds else by_registers
+        return min(8, by_registers, by_lds)
 
     @property
     def native_e4m3(self) -> bool:
@@ -78,21 +106,33 @@ def _bytes(suffix: str) -> int:
     raise ValueError(f"memory access of unknown width: {suffix}")
 
 
-def compile(module: str, kernel: str, *, signature, constexprs=None, arch: str, **options):
+def compile(module: str, kernel: str, *, signature, constexprs=None, arch: str, far=(), **options):
     """The machine code of `kernel` in `module` for gfx942 or gfx950."""
-    request = {
-        "module": module,
-        "kernel": kernel,
-        "signature": signature,
-        "constexprs": constexprs or {},
-        "arch": arch,
-        "options": options,
-    }
+    return compile_request(
+        {
+            "module": module,
+            "kernel": kernel,
+            "signature": signature,
+            "constexprs": constexprs or {},
+            "arch": arch,
+            "far": list(far),
+            "options": options,
+        }
+    )
+
+
+def compile_request(request: dict) -> MachineCode:
+    """The same for a request as tests.kernels.recorder makes it."""
     try:
-        result = _worker().ask(request)
+        result = _worker().ask({"task": "compile"} | request)
     except WorkerError as error:
         raise CompilationError(str(error)) from None
-    return MachineCode(arch=arch, **result)
+    return MachineCode(arch=request["arch"], **result)
+
+
+def recorded(table: str, slug: str, arch: str) -> list[dict]:
+    """`distinct` or `past_31_bits` of tests.kernels.real_calls, which needs Triton's compiler."""
+    return _worker().ask({"task": table, "slug": slug, "arch": arch})["found"]
 
 
 def assert_resources(code: MachineCode, vgprs: int = 512) -> None:
@@ -131,7 +171,15 @@ def _worker() -> Process:
     return Process("tests.kernels.aot", environment)
 
 
-def _compile_here(module, kernel, signature, constexprs, arch, options):
+def _answer(task, **request):
+    if task == "compile":
+        return _compile_here(**request)
+    from tests.kernels import real_calls
+
+    return {"found": getattr(real_calls, task)(**request)}
+
+
+def _compile_here(module, kernel, signature, constexprs, arch, far, options):
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -158,7 +206,7 @@ def _compile_here(module, kernel, signature, constexprs, arch, options):
         pointer = kind.startswith("*")
         divisor = int(divisibility or (16 if pointer else 1))
         attributes[(index,)] = [["tt.divisibility", divisor]] if divisor > 1 else []
-        if pointer:
+        if pointer and name not in far:
             attributes[(index,)].append(["tt.pointer_range", 32])
     compiled = triton.compile(
         ASTSource(function, types, constants, attributes),
@@ -181,9 +229,11 @@ def _compile_here(module, kernel, signature, constexprs, arch, options):
         **counts,
         "lds": compiled.metadata.shared,
         "triton": triton.__version__,
+        "warps": compiled.metadata.num_warps,
         "assembly": assembly,
+        "ttir": compiled.asm["ttir"],
     }
 
 
 if __name__ == "__main__":
-    serve(_compile_here, sys.stdin, stdout_for_answers())
+    serve(_answer, sys.stdin, stdout_for_answers())

@@ -18,3 +18,13 @@ def large_dot(a, b, out, M: tl.constexpr, K: tl.constexpr):
     left = tl.load(a + m[:, None] * K + k[None, :])
     right = tl.load(b + k[:, None] * M + m[None, :])
     tl.store(out + m[:, None] * M + m[None, :], tl.dot(left, right))
+
+
+@triton.jit
+def copy_rows(x, out, x_stride, out_stride, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Row of a program to its row; the offset is computed in 64 bits only if WIDE."""
+    row = tl.program_id(0)
+    if WIDE:
+        row = row.to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    tl.store(out + row * out_stride + column, tl.load(x + row * x_stride + column))

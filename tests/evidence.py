@@ -1,8 +1,8 @@
 """`--evidence FOLDER`: what a green run has shown, on which device, with which versions.
 
 Writes `tests.<device>.json`: the key (evidence_key.py, with every patch and overlay module) and
-rows of `layer, subject, arch, passed, skipped`, one for each test file and architecture. A run with
-a failure writes nothing: there is nothing to cite.
+rows of `layer, subject, release, arch, passed, skipped`, one for each test file, release and
+architecture. A run with a failure writes nothing: there is nothing to cite.
 """
 
 import collections
@@ -18,14 +18,17 @@ from tests import evidence_key
 class Evidence:
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.counts: dict[tuple[str, str, str], collections.Counter] = {}
+        self.counts: dict[tuple[str, str, str, str], collections.Counter] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
             path, _, parameters = report.nodeid.partition("::")
             layer, subject = Path(path).parts[1], Path(path).stem.removeprefix("test_")
-            arch = re.search(r"gfx\d+", parameters)
-            row = layer, subject, arch[0] if arch else "any"
+            release, arch = (
+                found[0] if (found := re.search(form, parameters)) else "any"
+                for form in (r"(?<=[\[-])\d+\.\d+\.\d+[\w.]*", r"gfx\d+")
+            )
+            row = layer, subject, release, arch
             self.counts.setdefault(row, collections.Counter())[report.outcome] += 1
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -33,9 +36,9 @@ class Evidence:
             return
         device = _device(self.config.platforms[0].name)
         rows = [
-            {"layer": layer, "subject": subject, "arch": arch}
+            {"layer": layer, "subject": subject, "release": release, "arch": arch}
             | {outcome: count[outcome] for outcome in ("passed", "skipped")}
-            for (layer, subject, arch), count in sorted(self.counts.items())
+            for (layer, subject, release, arch), count in sorted(self.counts.items())
         ]
         files = evidence_key.everything()
         key = evidence_key.key(device, files) | {"selection": self.config.option.markexpr or "all"}

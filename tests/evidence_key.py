@@ -10,6 +10,7 @@ decide only where a key has no ``files``.
 """
 
 import ast
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -54,7 +55,11 @@ def changed(key: dict, house: Path = ROOT, files: Iterable[str] | None = None) -
 
 
 def modules(names: Iterable[str], house: Path = ROOT) -> set[str]:
-    """Overlay modules, by name, and those that they import: paths in this repository."""
+    """Overlay modules, by name, and those that they import: paths in this repository.
+
+    The package's own __init__.py, which says what is active and what the chip is called, is not
+    among them: no kernel depends on more of it than that.
+    """
     found, todo = set[Path](), {house / OVERLAY / f"{name}.py" for name in names}
     while todo:
         path = todo.pop()
@@ -68,12 +73,25 @@ def modules_of(slug: str, house: Path = ROOT) -> set[str]:
     """All overlay modules of a slug, guards and kernels, and those that they import."""
     every = series.load(house)
     shared = every.laid([series.SELF_REPORT])  # what no slug owns
-    return modules((Path(p).stem for p in every.laid([slug]).keys() - shared.keys()), house)
+    own = modules((Path(p).stem for p in every.laid([slug]).keys() - shared.keys()), house)
+    return own | {f"{OVERLAY}/__init__.py"}
 
 
-def patches_of(slug: str, house: Path = ROOT) -> set[str]:
-    """The slug's patch in each release that has one."""
-    return {p.relative_to(house).as_posix() for p in (house / "patches").glob(f"*/{slug}.patch")}
+def patches_of(slug: str, house: Path = ROOT, release: str = "*") -> set[str]:
+    """The slug's patch, in each release that has one if none is named."""
+    found = (house / "patches").glob(f"{release}/{slug}.patch")
+    return {path.relative_to(house).as_posix() for path in found}
+
+
+def of_slug(slug: str, house: Path = ROOT, release: str = "*") -> set[str]:
+    """All that a slug is made of: its modules, what they import, its patches."""
+    return modules_of(slug, house) | patches_of(slug, house, release)
+
+
+def digest(files: Iterable[str], house: Path = ROOT) -> str:
+    """One short name for the bytes of files, where a row has no room for a key."""
+    blobs = "".join(f"{path}\0{_blob(house / path)}\n" for path in sorted(files))
+    return hashlib.sha256(blobs.encode()).hexdigest()[:16]
 
 
 def everything(house: Path = ROOT) -> set[str]:
@@ -111,7 +129,7 @@ def _imported(source: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {alias.name for alias in node.names} | {"__init__"}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
             found.add(node.module.removeprefix(package + "."))
     return found

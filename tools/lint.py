@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what the tool cannot: headers, thin hooks, one name for one thing, the README's tables.
+"""Check what the tool cannot: headers, thin hooks, one name for one thing, the README's numbers.
 
     python3 tools/lint.py            all problems, one a line
     python3 tools/lint.py --write    write the README's generated tables first
@@ -19,6 +19,7 @@ sys.path.insert(0, str(HOUSE))
 from patchset import series  # noqa: E402  # the folder above is put on the path first
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
+from tools import tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 PULL_REQUESTS = r"#\d+(, #\d+)*"
@@ -85,38 +86,10 @@ def rooms(slug: str) -> Iterator[str]:
 # The README's tables ---------------------------------------------------------------------------
 
 
-def slug_table(patches: series.PatchSet) -> str:
-    releases = list(patches.releases.values())
-    names = [" and ".join(sorted((r.name, *r.also))) for r in releases]
-    rows = [f"| slug | upstream | what it does | {' | '.join(names)} |"]
-    rows.append("|---" * (3 + len(releases)) + "|")
-    for slug in patches.slugs:
-        newest = next(r.patches[slug] for r in reversed(releases) if slug in r.patches)
-        pull_requests = newest.trailers["Upstream-PR"]
-        cells = [f"`{slug}`", links(pull_requests), newest.trailers["Subject"]]
-        cells += [standing(release, slug) for release in releases]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def links(pull_requests: str) -> str:
-    return re.sub(r"#(\d+)", r"[#\1](https://github.com/sgl-project/sglang/pull/\1)", pull_requests)
-
-
-def standing(release: series.Release, slug: str) -> str:
-    if slug in release.upstream:
-        return "upstream"
-    if slug not in release.patches:
-        return "–"
-    status = release.patches[slug].trailers["Upstream-Status"]
-    return "completes" if status.startswith("upstream-incomplete") else "patch"
-
-
 def readme(patches: series.PatchSet) -> str:
     """The README with its generated tables as they should be."""
-    tables = {"slugs": slug_table(patches)}
     text = (HOUSE / "README.md").read_text()
-    for name, table in tables.items():
+    for name, table in tables.all_of(HOUSE, patches).items():
         form = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
         if found != 1:
@@ -142,6 +115,8 @@ def main() -> int:
             problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
     if (HOUSE / "README.md").read_text() != readme(patches):
         problems.append("README.md: a generated table is stale; python3 tools/lint.py --write")
+    for line in tables.written_by_hand((HOUSE / "README.md").read_text()):
+        problems.append(f"README.md: a number without evidence, in: {line.strip()}")
     for problem in problems:
         print(f"lint: {problem}")
     return 1 if problems else 0

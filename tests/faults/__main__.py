@@ -2,6 +2,7 @@ import argparse
 import json
 import sys
 
+from tests import evidence_key
 from tests.faults import __doc__ as usage
 from tests.faults.gates import LAYERS, fails_without_a_fault, judge
 from tests.faults.table import FAULTS
@@ -39,6 +40,7 @@ def main() -> int:
             "caught": verdict.layer is not None,
             "seconds": verdict.seconds,
             "test": verdict.test,
+            "digest": evidence_key.digest(evidence_key.of_slug(fault.slug)),
         }
         print(
             f"{verdict.layer or 'NOT CAUGHT':10} {verdict.seconds:6.1f} s  "

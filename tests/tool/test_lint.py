@@ -1,11 +1,14 @@
 """Catches: a lint that lets a malformed header, a thick hook or a stale table through."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import evidence_key
 
 HOUSE = Path(__file__).resolve().parents[2]
 PATCH = "patches/0.5.10.post1/layernorm.patch"
@@ -16,7 +19,9 @@ def house(tmp_path):
     """A copy of what lint reads."""
     for folder in ("patchset", "patches", "overlay", "tools", "tests/references", "tests/kernels"):
         shutil.copytree(HOUSE / folder, tmp_path / folder)
-    shutil.copy(HOUSE / "README.md", tmp_path)
+    shutil.copytree(HOUSE / "evidence", tmp_path / "evidence")
+    for file in ("README.md", "tests/__init__.py", "tests/evidence_key.py"):
+        shutil.copy(HOUSE / file, tmp_path / file)
     return tmp_path
 
 
@@ -84,3 +89,25 @@ def test_a_stale_table_is_refused_and_write_renews_it(house):
     assert "README.md: a generated table is stale" in lint(house).stdout
     assert lint(house, "--write").returncode == 0
     assert "| Another " in (house / "README.md").read_text()
+
+
+def test_a_number_does_not_outlive_what_it_was_measured_from(house):
+    readme, measured = house / "README.md", "| `layernorm` | gfx942 | "
+    report = house / "evidence/aot.gfx942.json"
+    found = json.loads(report.read_text())
+    found["key"]["files"] = evidence_key.key("none", found["key"]["files"])["files"]
+    report.write_text(json.dumps(found))  # as if measured now
+    assert lint(house, "--write").returncode == 0
+    assert f"{measured}stale |" not in readme.read_text()
+    kernel = house / "overlay/sglang/srt/rocm_patches/layernorm_kernel.py"
+    kernel.write_text(kernel.read_text() + "\n# changed\n")
+    assert "README.md: a generated table is stale" in lint(house).stdout
+    assert lint(house, "--write").returncode == 0
+    assert f"{measured}stale |" in readme.read_text()
+    assert "| `write_kv` | gfx942 | stale |" not in readme.read_text()
+
+
+@pytest.mark.parametrize("claim", ["in 3.5 us", "1.9x faster", "40% less", "61 faults were caught"])
+def test_a_number_written_by_hand_is_refused(house, claim):
+    edit(house / "README.md", "## Revert", f"It runs {claim}.\n\n## Revert")
+    assert f"a number without evidence, in: It runs {claim}." in lint(house).stdout

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Say which of the evidence still speaks of this checkout.
+
+    python3 tools/evidence.py           each file and slug: fresh, or what has changed since
+    python3 tools/evidence.py --json    the same for machines
+
+Evidence is stale for a slug when a file that decided it has changed: see tests/evidence_key.py. A
+file without a key cannot be judged here; launches.json needs none, a test counts again.
+Exit codes: 0 all fresh, 1 some stale, 2 wrong usage.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+HOUSE = Path(__file__).resolve().parent.parent
+if str(HOUSE) not in sys.path:
+    sys.path.insert(0, str(HOUSE))
+
+from patchset import series  # noqa: E402  # the folder above is put on the path first
+from patchset.errors import Refused  # noqa: E402
+from tests import evidence_key  # noqa: E402
+
+HOW = {
+    "tests": "ci/test -- --evidence evidence",
+    "aot": "python3 -m tests.kernels.machine_code",
+    "launches": "python3 -m tests.engine.launches",
+    "seeded-faults": "python3 -m tests.faults",
+    "gsm8k": "ci/gsm8k.py",
+    "throughput": "ci/throughput.py",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One file of evidence/, ``<subject>.<device>.json`` or ``<subject>.json``."""
+
+    path: Path
+    house: Path
+
+    @property
+    def subject(self) -> str:
+        return self.path.name.split(".")[0]
+
+    @property
+    def device(self) -> str:
+        return ".".join(self.path.name.split(".")[1:-1])
+
+    @cached_property
+    def content(self):
+        return json.loads(self.path.read_text())
+
+    @property
+    def key(self) -> dict | None:
+        return self.content.get("key") if isinstance(self.content, dict) else None
+
+    @property
+    def rows(self) -> list[dict]:
+        return self.content["rows"] if isinstance(self.content, dict) else self.content
+
+    @property
+    def renew(self) -> str:
+        return HOW.get(self.subject, f"python3 bench/run.py {self.subject.replace('_', '-')}")
+
+    def changed(self, slug: str, release: str = "*") -> list[str]:
+        """What decided this evidence about a slug and is another now; empty: fresh."""
+        if self.subject == "seeded-faults":
+            now = evidence_key.digest(evidence_key.of_slug(slug, self.house), self.house)
+            rows = [row for row in self.rows if row["slug"] == slug]
+            return [row["fault"] for row in rows if row.get("digest") != now]
+        if self.key is None:
+            return ["no key"]
+        if self.subject == "tests":
+            files = evidence_key.of_slug(slug, self.house, release)
+            return evidence_key.changed(self.key, self.house, files)
+        if self.subject == "aot":
+            files = evidence_key.modules(self._kernels(slug), self.house)
+            return evidence_key.changed(self.key, self.house, files)
+        return evidence_key.changed(self.key, self.house)
+
+    def _kernels(self, slug: str) -> list[str]:
+        folder = self.house / evidence_key.OVERLAY
+        return [path.stem for path in folder.glob(f"{slug.replace('-', '_')}*_kernel.py")]
+
+    def slugs(self, known: list[str]) -> list[str]:
+        """The slugs that it is about."""
+        if self.subject in ("tests", "aot"):
+            return known
+        named = {slug for row in self.rows for slug in [row.get("slug"), *row.get("slugs", [])]}
+        longest = sorted(known, key=len, reverse=True)
+        stem = next((s for s in longest if self.subject.startswith(s.replace("-", "_"))), None)
+        return [slug for slug in known if slug in named | {stem}]
+
+
+def load(house: Path = HOUSE, pattern: str = "*.json") -> list[Evidence]:
+    return [Evidence(path, house) for path in sorted((house / "evidence").glob(pattern))]
+
+
+def benches(house: Path, slugs: list[str]) -> list[Evidence]:
+    """The measured speeds: one file for a slug, or a part of one, and a device."""
+    stems = tuple(slug.replace("-", "_") for slug in slugs)
+    return [e for e in load(house) if e.device and e.subject.startswith(stems)]
+
+
+def judgements(house: Path) -> Iterator[dict]:
+    known = series.load(house).slugs
+    for evidence in load(house):
+        if evidence.subject == "launches" or evidence.subject.startswith(("gsm8k", "throughput")):
+            continue
+        for slug in evidence.slugs(known):
+            changed = evidence.changed(slug)
+            yield {
+                "file": evidence.path.name,
+                "slug": slug,
+                "fresh": not changed,
+                "changed": changed,
+                "renew": evidence.renew,
+            }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one list of objects")
+    args = parser.parse_args()
+    try:
+        found = list(judgements(HOUSE))
+    except Refused as refusal:
+        raise SystemExit(f"evidence: {refusal}") from refusal
+    if args.json:
+        print(json.dumps(found, indent=1))
+    for each in [] if args.json else found:
+        some = [*each["changed"][:3], *["..."][: len(each["changed"]) > 3]]
+        state = "fresh" if each["fresh"] else f"STALE: {', '.join(some)}"
+        print(f"{each['file']:42} {each['slug']:14} {state}")
+        if not each["fresh"]:
+            print(f"{'':57} renew: {each['renew']}")
+    return 0 if all(each["fresh"] for each in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The README's generated tables: what the patches say of themselves, and what evidence shows.
+
+A number stands in them only while its evidence is fresh; where it is not, the cell says `stale`.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from patchset import series
+from tools import evidence
+
+STALE = "stale"
+NONE = "–"
+
+
+def all_of(house: Path, patches: series.PatchSet) -> dict[str, str]:
+    """Each table by the name of its block."""
+    return {
+        "slugs": slugs(patches),
+        "proof": proof(house, patches),
+        "speed": speed(house, patches),
+        "machine-code": machine_code(house, patches),
+    }
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+# What the patches say ---------------------------------------------------------------------------
+
+
+def slugs(patches: series.PatchSet) -> str:
+    releases = list(patches.releases.values())
+    names = [" and ".join(sorted((r.name, *r.also))) for r in releases]
+    rows = []
+    for slug in patches.slugs:
+        newest = next(r.patches[slug] for r in reversed(releases) if slug in r.patches)
+        cells = [f"`{slug}`", links(newest.trailers["Upstream-PR"]), newest.trailers["Subject"]]
+        rows.append([*cells, *(standing(release, slug) for release in releases)])
+    return markdown(["slug", "upstream", "what it does", *names], rows)
+
+
+def links(pull_requests: str) -> str:
+    return re.sub(r"#(\d+)", r"[#\1](https://github.com/sgl-project/sglang/pull/\1)", pull_requests)
+
+
+def standing(release: series.Release, slug: str) -> str:
+    if slug in release.upstream:
+        return "upstream"
+    if slug not in release.patches:
+        return NONE
+    status = release.patches[slug].trailers["Upstream-Status"]
+    return "completes" if status.startswith("upstream-incomplete") else "patch"
+
+
+# What evidence shows ----------------------------------------------------------------------------
+
+
+def proof(house: Path, patches: series.PatchSet) -> str:
+    header = ["release", "slug", "numerics", "launches of a decode step", "proven on"]
+    rows = []
+    for release in reversed(patches.releases.values()):
+        for slug, patch in release.patches.items():
+            counted = [
+                f"{row['case']}, {row['arch']}: {row['pristine']} → {row['patched']}"
+                for row in launches(house, release, slug, patches)
+            ]
+            shown = [
+                f"{device}: {', '.join(f'{layer} as {a}' for layer, a in layers.items()) or STALE}"
+                for device, layers in platforms(house, release.name, slug).items()
+            ]
+            numerics = f"`{patch.trailers.get('Numerics', NONE)}`"
+            cells = ["<br>".join(counted) or NONE, "<br>".join(shown) or NONE]
+            rows.append([release.name, f"`{slug}`", numerics, *cells])
+    return markdown(header, rows)
+
+
+def launches(
+    house: Path, release: series.Release, slug: str, patches: series.PatchSet
+) -> list[dict]:
+    """Counts of the cases in which a slug takes part; those that name no release: the newest's."""
+    newest = list(patches.releases)[-1]
+    return [
+        row
+        for found in evidence.load(house, "launches.json")
+        for row in found.rows
+        if slug in row["slugs"] and row.get("release", newest) == release.name
+    ]
+
+
+def platforms(house: Path, release: str, slug: str) -> dict[str, dict[str, str]]:
+    """{device: {layer: architectures that the slug's own tests passed as}}, {} where stale."""
+    found = {}
+    for tests in evidence.load(house, "tests.*.json"):
+        passed: dict[str, set[str]] = {}
+        for row in tests.rows:
+            about = row["subject"] == slug.replace("-", "_") and row["arch"] != "any"
+            if about and row["passed"] and row.get("release", "any") in ("any", release):
+                passed.setdefault(row["layer"], set()).add(row["arch"])
+        if passed and release in tests.key["digests"]:
+            stale = tests.changed(slug, release)
+            layers = {layer: " and ".join(sorted(archs)) for layer, archs in passed.items()}
+            found[tests.device] = {} if stale else layers
+    return found
+
+
+def speed(house: Path, patches: series.PatchSet) -> str:
+    header = ["slug", "device", "8192 tokens", "of upstream", "up to 64 tokens, of upstream"]
+    rows = []
+    for bench in evidence.benches(house, patches.slugs):
+        (slug,) = bench.slugs(patches.slugs)
+        cells = [STALE] * 3
+        if not bench.changed(slug):
+            long = [row for row in bench.rows if row["tokens"] == 8192]
+            short = [row for row in bench.rows if row["tokens"] <= 64]
+            cells = [
+                spread([row["ours_us"] / row["floor_us"] for row in long], "x the floor"),
+                spread([ratio(row) for row in long], ""),
+                spread([ratio(row) for row in short], ""),
+            ]
+        rows.append([f"`{bench.subject}`", bench.device, *cells])
+    return markdown(header, rows)
+
+
+def ratio(row: dict) -> float | None:
+    """Our time over that of what the release runs: its own kernel, or its eager sequence."""
+    theirs = row.get("upstream_us") or row.get("eager_us")
+    return row["ours_us"] / theirs if theirs else None
+
+
+def spread(values: list[float | None], unit: str) -> str:
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return NONE
+    middle = f"{statistics.median(known):.2f}{unit}"
+    return f"{middle} ({known[0]:.2f} to {known[-1]:.2f})" if len(known) > 1 else middle
+
+
+def machine_code(house: Path, patches: series.PatchSet) -> str:
+    header = ["kernel", "chip", "forms", "VGPRs", "waves", "LDS", "scratch", "widest load, store"]
+    rows = []
+    for found in evidence.load(house, "aot.*.json"):
+        for slug in patches.slugs:
+            of_slug = [row for row in found.rows if row["slug"] == slug]
+            for kernel in dict.fromkeys(row["kernel"] for row in of_slug):
+                name = kernel.strip("_").removesuffix("_kernel")
+                cells = [f"`{name}`", found.device]
+                if found.changed(slug):
+                    rows.append([*cells, *[STALE] * 6])
+                    continue
+                forms = [row for row in of_slug if row["kernel"] == kernel]
+                rows.append([*cells, str(len(forms)), *(resources(forms))])
+    return markdown(header, rows)
+
+
+def resources(forms: list[dict]) -> list[str]:
+    most = {name: max(row[name] for row in forms) for name in ("vgprs", "lds", "scratch")}
+    widest = ", ".join(str(max(widths(forms, access))) for access in ("loads", "stores"))
+    waves = min(row["waves"] for row in forms)
+    return [str(most["vgprs"]), str(waves), str(most["lds"]), str(most["scratch"]), widest]
+
+
+def widths(forms: list[dict], access: str) -> set[int]:
+    return {int(width) for row in forms for width in row[access]}
+
+
+# Numbers that are written by hand ---------------------------------------------------------------
+
+MEASURED = re.compile(
+    r"(?<!\w)\d[\d.,]*\s?(?:(?:µs|us|ms|GB/s|TB/s|x|times|percent|faults|tests)\b|%|×)", re.I
+)
+
+
+def written_by_hand(text: str) -> list[str]:
+    """Lines of a README with a measured number outside its generated tables and its code."""
+    for form in (r"<!-- generated: .*?<!-- end -->", r"^```.*?^```", r"`[^`\n]*`"):
+        text = re.sub(form, "", text, flags=re.S | re.M)
+    return [line for line in text.splitlines() if MEASURED.search(line)]

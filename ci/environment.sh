@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts in ci/: puts the Python environment of a platform first on PATH, making it
 # if it is not there or its requirements have changed. Argument: cpu, cuda or rocm.
 #
@@ -5,7 +6,7 @@
 # the test tools to the system's packages, so pip never touches them.
 
 environment_for() {
-    local platform=$1 python=${PYTHON:-} site= wanted
+    local platform=$1 python=${PYTHON:-} site='' wanted
     case "$platform" in
         cpu) wanted=(ci/requirements-tools.txt ci/requirements.txt ci/requirements-no-deps.txt) ;;
         cuda | rocm) wanted=(ci/requirements-tools.txt) site=--system-site-packages ;;
@@ -24,6 +25,7 @@ environment_for() {
         rm -rf "$home"
         # shellcheck disable=SC2086  # empty or one word
         "$python" -m venv $site "$home"
+        [ -z "$site" ] || see_packages_of "$python" "$home"
         local file flags
         for file in "${wanted[@]}"; do
             flags=()
@@ -33,7 +35,17 @@ environment_for() {
         echo "$stamp" >"$home/stamp"
     fi
     export PATH="$home/bin:$PATH" VIRTUAL_ENV="$home"
-    [ "$platform" = cpu ] && packages_of_releases
+    if [ "$platform" = cpu ]; then packages_of_releases; fi
+}
+
+# The ROCm images' Python is itself a virtual environment, and what venv calls the system's packages
+# are those of the Python below it: no torch, no sglang. Editable installs are .pth files, so the
+# folder has to be read as one with packages, not just put on the path.
+see_packages_of() {
+    local folder
+    folder=$("$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "import site; site.addsitedir('$folder')" \
+        >"$("$2/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/image.pth"
 }
 
 # What a release pins otherwise than the environment, each release's in a folder of its own.

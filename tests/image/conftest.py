@@ -1,0 +1,32 @@
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.image import layout
+from tests.image.layout import Built, Image, build, build_arguments
+from tests.tool.conftest import MEMORY
+
+
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is some: an image has thousands of files."""
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def untouched(memory) -> Image:
+    """A released image for tests of refusals, which leave it as it is."""
+    return layout.image(memory / "untouched", "0.5.10.post1")
+
+
+@pytest.fixture(scope="session")
+def built(memory, release) -> tuple[Image, dict[str, bytes], Built]:
+    """A released image with rocm.Dockerfile's layer, its files before, what the build said."""
+    image = layout.image(memory / release, release)
+    before = image.files()
+    return image, before, build(image, build_arguments(release), "layered")

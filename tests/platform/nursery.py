@@ -65,19 +65,15 @@ def nursery(platform: Platform, packages: Path | None) -> Worker:
 def _fork(answers: TextIO, address: str, environment: dict[str, str]) -> dict:
     if os.fork():
         return {}
-    status = 1
-    try:
-        answers.close()  # or a nursery that died would seem to be busy
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _become(environment)
-        from .worker import run
+    answers.close()  # or a nursery that died would seem to be busy
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _become(environment)
+    from .worker import run
 
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(address)
-            serve(run, connection.makefile("r"), connection.makefile("w"))
-        status = 0
-    finally:
-        os._exit(status)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        serve(run, connection.makefile("r"), connection.makefile("w"))
+    raise SystemExit
 
 
 def _become(environment: dict[str, str]) -> None:

@@ -1,10 +1,11 @@
 """Make this process one in which sglang finds an AMD GPU.
 
 On `rocm` nothing is replaced; calls are counted. On `cuda` an NVIDIA GPU says that it is gfx950:
-Triton runs natively, aiter's and sgl_kernel's compiled operators and TileLang's kernels are the
-references. On `cpu` everything is.
+Triton and, where installed, TileLang run natively; aiter's and sgl_kernel's compiled operators are
+the references. On `cpu` everything is.
 """
 
+import importlib.util
 import os
 import types
 
@@ -15,7 +16,8 @@ from .value import Platform
 
 # Packages that are served from the references, or that sglang imports and the tested paths do not
 # need. Real ones of these names, where installed, are built for another platform.
-STOOD_IN = ("aiter", "sgl_kernel", "tvm_ffi", "fast_hadamard_transform", "tilelang")
+STOOD_IN = ("aiter", "sgl_kernel", "fast_hadamard_transform")
+TILELANG = ("tilelang", "tvm_ffi")
 UNUSED = ("torchvision", "IPython", "anthropic")
 
 
@@ -58,8 +60,11 @@ def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
     if platform.name == "rocm":
         recorder.watch(operators.counted)
         recorder.count_triton_launches()
+        if _has_tilelang():
+            operators.tilelang.count_native_launches()
         return
     triton_driver.install(platform)
+    stood_in = STOOD_IN + UNUSED + TILELANG
     if platform.name == "cpu":
         from . import device, distributed, graph, triton_interpreter
 
@@ -68,11 +73,21 @@ def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
         graph.install()
         distributed.use_gloo()
     else:
+        if _has_tilelang():
+            # Imported and told its target now: later torch.version.hip hides NVIDIA's.
+            os.environ.setdefault("TILELANG_DEFAULT_TARGET", "cuda")
+            operators.tilelang.count_native_launches()
+            operators.jit.load_references()
+            stood_in = STOOD_IN + UNUSED
         _nvidia_says_it_is(platform.arch)
     recorder.count_triton_launches()
     torch.compile = _not_compiled
     torch.compiler.disable = _not_compiled
-    imports.stand_in(STOOD_IN + UNUSED, provided, absent)
+    imports.stand_in(stood_in, provided, absent)
+
+
+def _has_tilelang() -> bool:
+    return importlib.util.find_spec("tilelang") is not None
 
 
 def _not_compiled(function=None, **options):

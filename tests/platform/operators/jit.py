@@ -28,6 +28,13 @@ def _load(name, *args, **kwargs):
     return _Module(name)
 
 
+def load_references() -> None:
+    """In a process that has the real tvm_ffi, since TileLang needs it."""
+    from tvm_ffi import cpp
+
+    cpp.load = cpp.load_inline = _load
+
+
 provided["tvm_ffi.cpp.load"] = provided["tvm_ffi.cpp.load_inline"] = _load
 
 

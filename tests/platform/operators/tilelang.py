@@ -1,5 +1,7 @@
 """sglang's TileLang kernels: the host code that calls them stays real, each jitted factory is
-replaced by a reference of the same name."""
+replaced by a reference of the same name. On a GPU that has TileLang, its own kernels run."""
+
+import functools
 
 import torch
 
@@ -26,6 +28,27 @@ def _jit(function=None, **options):
         return factory
 
     return decorate if function is None else decorate(function)
+
+
+def count_native_launches() -> None:
+    """From now on each launch of a TileLang kernel counts under the name that its reference has."""
+    import tilelang
+
+    compiled_by = tilelang.jit
+
+    def jit(function=None, **options):
+        def decorate(kernel):
+            compiled = compiled_by(**options)(kernel)
+
+            @functools.wraps(kernel)
+            def factory(*args, **kwargs):
+                return recorder.recorded(f"tilelang.{kernel.__name__}")(compiled(*args, **kwargs))
+
+            return factory
+
+        return decorate if function is None else decorate(function)
+
+    tilelang.jit = jit
 
 
 provided["tilelang.jit"] = _jit

@@ -33,7 +33,7 @@ class Case:
     unmended_fault: str | None = None
     release: str = "0.5.10.post1"
 
-    def result(self, arm: str, platform, trace: bool = False) -> dict:
+    def result(self, arm: str, platform, **watched) -> dict:
         """What tests.engine.scenarios.teacher_forced.logits returns in an arm."""
         model = checkpoint(self.checkpoint)
         return arms.result(
@@ -47,7 +47,7 @@ class Case:
             prompts=model.prompts,
             server=self.server | {"kv_cache_dtype": {"bf16": "auto", "fp8": "fp8_e4m3"}[self.kv]},
             scales=self.scales,
-            trace=trace,
+            **watched,
         )
 
 

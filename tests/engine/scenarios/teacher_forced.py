@@ -23,13 +23,16 @@ SERVER = {
 }
 
 
-def logits(platform, path, requests, prompts, server, scales=None, trace=False) -> dict:
+def logits(
+    platform, path, requests, prompts, server, scales=None, trace=False, wider_in_decode=0
+) -> dict:
     """path      a checkpoint
     requests  for each its tokens: the prompt, then what decoding is made to take
     prompts   for each the length of its prompt
     server    what ServerArgs gets
     scales    {"k": float, "v": float} of the KV cache
     trace     keep the output of every module
+    wider_in_decode  so many keys more in each sliding window, once the prompts are prefilled
 
     Returns, each for the prefill and then every decode step:
     logits    [request, vocabulary]
@@ -65,6 +68,7 @@ def logits(platform, path, requests, prompts, server, scales=None, trace=False) 
     with recorder.record() as run:
         _, logits, batch = bench_one_batch.extend(asked, runner)
     keep(logits, batch, run)
+    widen(runner, wider_in_decode)
     for step in range(len(requests[0]) - prompts[0]):
         taken = [tokens[length + step] for tokens, length in zip(requests, prompts, strict=True)]
         taken = torch.tensor(taken, device=runner.device)
@@ -117,6 +121,14 @@ def set_scales(runner, scales: dict[str, float]) -> None:
                 value = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
                 setattr(module, f"{side}_scale", value.to(runner.device))
                 setattr(module, f"{side}_scale_float", scale)
+
+
+def widen(runner, keys: int) -> None:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    for module in runner.model.modules():
+        if isinstance(module, RadixAttention) and (module.sliding_window_size or -1) > -1:
+            module.sliding_window_size += keys
 
 
 def request(index: int, prompt: list[int]):

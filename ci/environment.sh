@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts in ci/: puts the Python environment of a platform first on PATH, making it
-# if it is not there or its requirements have changed. Argument: cpu, cuda or rocm.
+# if it is not there or its requirements have changed. Argument: cpu, cuda or rocm; on a GPU also
+# `accuracy`, for what ci/gsm8k.py and ci/throughput.py need (the CPU's has it).
 #
 # On a GPU the machine's own torch, triton and aiter are what is tested: that environment only adds
 # the test tools to the system's packages, so pip never touches them.
@@ -8,7 +9,10 @@
 environment_for() {
     local platform=$1 python=${PYTHON:-} site='' wanted
     case "$platform" in
-        cpu) wanted=(ci/requirements-tools.txt ci/requirements.txt ci/requirements-no-deps.txt) ;;
+        cpu)
+            wanted=(ci/requirements-tools.txt ci/requirements.txt ci/requirements-no-deps.txt)
+            wanted+=(ci/requirements-accuracy.txt)
+            ;;
         cuda | rocm) wanted=(ci/requirements-tools.txt) site=--system-site-packages ;;
         *) echo "no platform '$platform': rocm, cuda or cpu" >&2; return 2 ;;
     esac
@@ -18,6 +22,10 @@ environment_for() {
         [ "$platform" = cpu ] && command -v python3.11 >/dev/null && python=python3.11
     fi
     local home=$PWD/build/environment-$platform
+    if [ "${2:-}" = accuracy ] && [ -n "$site" ]; then
+        wanted+=(ci/requirements-accuracy.txt)
+        home+=-accuracy
+    fi
     local stamp
     stamp=$("$python" --version; cat "${wanted[@]}")
     if [ ! -f "$home/stamp" ] || [ "$(cat "$home/stamp")" != "$stamp" ]; then
@@ -29,7 +37,7 @@ environment_for() {
         local file flags
         for file in "${wanted[@]}"; do
             flags=()
-            [[ $file == *no-deps* ]] && flags=(--no-deps)
+            [[ $file == *no-deps* || $file == *accuracy* ]] && flags=(--no-deps)
             "$home/bin/python" -m pip install --quiet --disable-pip-version-check "${flags[@]}" -r "$file"
         done
         echo "$stamp" >"$home/stamp"
@@ -62,4 +70,4 @@ packages_of_releases() {
         fi
     done
 }
-environment_for "$1"
+environment_for "$@"

@@ -1,0 +1,130 @@
+"""Runs of both arms in turn, A B A B, each kept as soon as it is whole; then the verdict.
+
+Kept runs are never repeated and never left out: the same command goes on after the last whole run,
+and further runs (--runs) are pooled with all earlier ones, so nobody retries until it is green. A
+run that was cut off begins anew, since a server keeps nothing of it.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import evaluate, power, questions, self_report
+from .comparison import ARMS, Comparison, say
+from .decide import Decision, decide
+from .errors import Refused
+from .servers import serving
+
+GSM8K_QUESTIONS = 1319
+# The fewest shots of GSM8K whose prompts (12,256 characters and more) pass 2048 tokens.
+FEWEST_NSA_SHOTS = 20
+
+
+def run(
+    comparison: Comparison, settings: evaluate.Settings, runs: int, work: Path, margin: float | None
+) -> tuple[Decision, dict[str, Any]]:
+    """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
+    if settings.index_topk and settings.shots < FEWEST_NSA_SHOTS:
+        raise Refused(
+            f"{settings.shots} shots are shorter than index_topk ({settings.index_topk} tokens): "
+            "sparse selection would take every token, and neither layernorm nor indexer would be "
+            f"tested; give --shots {FEWEST_NSA_SHOTS} or more, 25 to 30 are usual"
+        )
+    key = _key(comparison, settings)
+    work.mkdir(parents=True, exist_ok=True)
+    kept_key = work / "settings.json"
+    if kept_key.exists() and json.loads(kept_key.read_text()) != key:
+        raise Refused(
+            f"{work} holds runs of another setting, and runs of two settings cannot be pooled; "
+            "choose another --work, or remove that folder"
+        )
+    kept_key.write_text(json.dumps(key, indent=1))
+    asked = settings.limit or GSM8K_QUESTIONS
+    say(comparison.shown())
+    say(power.text(asked, runs))
+    plan = [(arm, number) for number in range(1, runs + 1) for arm in ARMS]
+    for step, (arm, number) in enumerate(plan, 1):
+        title = f"run {step} of {len(plan)}: {arm} {number}"
+        if _summary(work, arm, number).exists():
+            say(f"== {title}: kept from before")
+            continue
+        say(f"== {title}")
+        _one(comparison, settings, arm, number, work)
+    found = {
+        arm: sorted(work.glob(f"{arm}-*.jsonl"), key=lambda p: int(p.stem.rpartition("-")[2]))
+        for arm in ARMS
+    }
+    decision = decide(
+        *([questions.read(path) for path in found[arm]] for arm in ARMS),
+        margin=margin,
+        floor=comparison.preset.floor,
+    )
+    arms = {
+        arm: [json.loads(path.with_suffix(".json").read_text()) for path in found[arm]]
+        for arm in ARMS
+    }
+    return decision, {"configuration": key, "arms": arms}
+
+
+def _one(
+    comparison: Comparison, settings: evaluate.Settings, arm: str, number: int, work: Path
+) -> None:
+    log = work / f"{arm}-{number}.server.log"
+    start = time.monotonic()
+    with serving(comparison.arms[arm], comparison.launcher, work, log,
+                 comparison.start_seconds) as url:  # fmt: skip
+        started = time.monotonic()
+        how, report = comparison.check(arm, url)
+        say(f"   {how}, at {url}")
+        rows = evaluate.questions(settings, url, work)
+        after = self_report.read(url)
+    if report is not None and (after or {}).get("digest") != report["digest"]:
+        raise Refused(f"{url} was another server at the end of the run than at its beginning")
+    declined = self_report.declined(after, comparison.slugs if arm == "patched" else ())
+    for line in declined:
+        say(f"   warning: pristine path taken in the patched arm: {line}")
+    path = work / f"{arm}-{number}.jsonl"
+    questions.write(path, rows)
+    n = len(rows)
+    summary = {
+        "log": path.name,
+        "server": how,
+        "report": after,
+        "declined": declined,
+        "questions": n,
+        "accuracy": sum(row["correct"] for row in rows) / n,
+        "invalid": sum(row["invalid"] for row in rows) / n,
+        "truncated": sum(row["finish_reason"] == "length" for row in rows) / n,
+        "shortest_prompt_tokens": min(row["prompt_tokens"] for row in rows),
+        "start_seconds": round(started - start, 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    # Written last: a run counts as whole by this file.
+    unfinished = path.with_suffix(".json.unfinished")
+    unfinished.write_text(json.dumps(summary, indent=1))
+    unfinished.replace(_summary(work, arm, number))
+    say(f"   accuracy {summary['accuracy']:.2%} of {n}, invalid {summary['invalid']:.2%}, cut off "
+        f"{summary['truncated']:.2%}, {summary['seconds']} s")  # fmt: skip
+
+
+def _summary(work: Path, arm: str, number: int) -> Path:
+    return work / f"{arm}-{number}.json"
+
+
+def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
+    """All that a run's answers depend on, as JSON."""
+    said = asdict(settings)
+    said["data"] = evaluate.HUB
+    if settings.data is not None:
+        try:
+            content = [(settings.data / name).read_bytes() for name in evaluate.SPLITS.values()]
+        except OSError as error:
+            raise Refused(f"--data: {error}") from None
+        said["data"] = {
+            name: hashlib.sha256(text).hexdigest()
+            for name, text in zip(evaluate.SPLITS.values(), content, strict=True)
+        }
+    return json.loads(json.dumps({**comparison.as_json(), "settings": said}))

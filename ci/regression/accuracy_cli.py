@@ -1,0 +1,191 @@
+"""GSM8K accuracy, pristine against patched.
+
+run      drive both servers, A B A B, evaluate by lm-eval, decide, write the result
+decide   the verdict from saved per-question logs alone
+combine  one verdict over the results of several configurations (Holm)
+power    what a number of questions and runs can show
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import exits, report
+from .errors import Refused, RunFailed
+
+MARGIN = "points of accuracy; default: from A/A noise"
+LOGS = (
+    "per-question logs: JSON lines, one object a question, with at least `doc_id` (integer or "
+    "text) and `correct` (true/false or 1/0); all logs must hold the same questions"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="ci/gsm8k.py", description=__doc__, epilog=exits.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    decide = _command(commands, "decide", "the verdict from saved per-question logs", LOGS)
+    for arm in ("pristine", "patched"):
+        decide.add_argument(
+            f"--{arm}", type=Path, action="append", required=True, metavar="F",
+            help=f"the log of one {arm} run; repeat for each run",
+        )  # fmt: skip
+    decide.add_argument("--margin", type=_points, help=MARGIN)
+    decide.add_argument(
+        "--floor", type=_points, help="points; a pristine arm below this is no baseline"
+    )
+    decide.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    combine = _command(commands, "combine", "one verdict over several configurations", "")
+    combine.add_argument("results", nargs="+", type=Path, metavar="F", help="results of run")
+    combine.add_argument("--json", action="store_true")
+    power = _command(commands, "power", "what a number of questions can show", "")
+    power.add_argument("--questions", type=positive, default=1319)
+    power.add_argument("--runs", type=positive, default=1)
+    return top
+
+
+def _add_run(commands: Any) -> None:
+    from . import comparison
+
+    run = _command(commands, "run", "drive both servers and decide", "")
+    comparison.add_arguments(run)
+    asked = run.add_argument_group("the evaluation")
+    asked.add_argument("--limit", type=positive, help="only the first N questions")
+    asked.add_argument("--runs", type=positive, default=2, help="of each arm (default: 2)")
+    asked.add_argument(
+        "--data", type=Path, help="folder with train.jsonl and test.jsonl; default: the hub"
+    )
+    asked.add_argument("--shots", type=int, help="default: the preset's; 25 for NSA models")
+    asked.add_argument("--protocol", choices=("completions", "chat"), default="completions")
+    asked.add_argument("--max-tokens", type=positive, help="of an answer; default: the preset's")
+    asked.add_argument("--concurrency", type=positive, default=64)
+    asked.add_argument("--request-timeout", type=float, default=1800, metavar="SECONDS")
+    asked.add_argument("--margin", type=_points, help=MARGIN)
+    result = run.add_argument_group("the result")
+    result.add_argument(
+        "--output", type=Path, default=Path("gsm8k.json"), help="JSON; Markdown beside it as .md"
+    )
+    result.add_argument("--work", type=Path, help="folder of runs; default: OUTPUT without .json")
+    result.add_argument(
+        "--evidence", action="store_true", help="also evidence/gsm8k.<model>.<device>.json"
+    )
+    result.add_argument("--dry-run", action="store_true", help="show the commands and the power")
+
+
+def _command(commands: Any, name: str, what: str, about: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=f"{what}. {about}".rstrip(), epilog=exits.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    return made
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text}: points of accuracy, between 0 and 100")
+    return value / 100
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    does = {"run": _run, "decide": _decide, "combine": _combine, "power": _power}
+    try:
+        return does[given.command](given)
+    except Refused as refusal:
+        if getattr(given, "json", False):
+            print(json.dumps({"verdict": "REFUSED", "message": str(refusal)}))
+        print(f"gsm8k: refused: {refusal}", file=sys.stderr)
+        return exits.REFUSED
+    except RunFailed as failure:
+        print(f"gsm8k: the run failed: {failure}", file=sys.stderr)
+        return exits.RUN_FAILED
+    except KeyboardInterrupt:
+        print("gsm8k: interrupted; whole runs are kept", file=sys.stderr)
+        return exits.INTERRUPTED
+
+
+def _run(given: argparse.Namespace) -> int:
+    from . import accuracy, comparison, evaluate, evidence, servers
+
+    compared = comparison.from_arguments(given)
+    chosen = compared.preset
+    settings = evaluate.Settings(
+        model=given.model or chosen.model,
+        data=given.data,
+        shots=chosen.shots if given.shots is None else given.shots,
+        limit=given.limit,
+        protocol=given.protocol,
+        max_tokens=given.max_tokens or chosen.max_tokens,
+        concurrency=given.concurrency,
+        request_seconds=given.request_timeout,
+        index_topk=chosen.index_topk,
+    )
+    if given.dry_run:
+        from . import power
+
+        print(compared.shown())
+        print(power.text(given.limit or accuracy.GSM8K_QUESTIONS, given.runs))
+        return exits.PASS
+    work = given.work or given.output.with_suffix("")
+    with servers.terminated_like_interrupted():
+        decision, beside = accuracy.run(compared, settings, given.runs, work, given.margin)
+    result = {**decision.as_json(), **beside}
+    report.write(given.output, result, report.accuracy(result))
+    if given.evidence:
+        evidence.write("gsm8k", compared, result)
+    print(f"{decision.verdict}: {decision.message}\n{given.output}")
+    return exits.OF_VERDICT[decision.verdict]
+
+
+def _decide(given: argparse.Namespace) -> int:
+    from . import decide, questions
+
+    decision = decide.decide(
+        [questions.read(path) for path in given.pristine],
+        [questions.read(path) for path in given.patched],
+        margin=given.margin,
+        floor=decide.FLOOR if given.floor is None else given.floor,
+    )
+    said = decision.as_json()
+    print(json.dumps(said, indent=1) if given.json else report.accuracy(said))
+    return exits.OF_VERDICT[decision.verdict]
+
+
+def _combine(given: argparse.Namespace) -> int:
+    from . import decide
+
+    results = {}
+    for path in given.results:
+        try:
+            result = json.loads(path.read_text())
+            float(result["statistics"]["mcnemar_p"])
+            known = result["verdict"] in exits.OF_VERDICT and "message" in result
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refused(f"{path}: no result of `run` or `decide --json`: {error!r}") from None
+        if not known:
+            raise Refused(f"{path}: no verdict in it that `run` or `decide --json` gives")
+        results[str(path)] = result
+    decision = decide.combine(results)
+    said = "\n".join([f"{decision.verdict}: {decision.message}", *decision.reasons])
+    print(json.dumps(decision.as_json(), indent=1) if given.json else said)
+    return exits.OF_VERDICT[decision.verdict]
+
+
+def _power(given: argparse.Namespace) -> int:
+    from . import power
+
+    print(power.text(given.questions, given.runs))
+    return exits.PASS

@@ -1,0 +1,176 @@
+"""One run of GSM8K against one server: lm-eval asks, extracts and scores; this keeps each answer.
+
+lm-eval repeats a failed request and knows no finish reason, so its transport is replaced: one
+attempt, any failure ends the run.
+"""
+
+import asyncio
+import copy
+import logging
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import Refused, RunFailed
+
+TASK = "gsm8k_regression"
+HUB = "openai/gsm8k"
+EXTRACTION = "flexible-extract"  # the last number, as in the measurements of the pull requests
+SPLITS = {"train": "train.jsonl", "test": "test.jsonl"}
+INVALID = "[invalid]"
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str  # the name in requests
+    data: Path | None = None  # a folder with train.jsonl and test.jsonl; None: from the hub
+    shots: int = 5
+    limit: int | None = None
+    protocol: str = "completions"  # or "chat"
+    max_tokens: int = 512
+    concurrency: int = 64
+    request_seconds: float = 1800
+    index_topk: int = 0
+
+
+def questions(settings: Settings, url: str, work: Path) -> list[dict[str, Any]]:
+    """The rows of a per-question log. Raises Refused for a prompt that tests nothing, RunFailed."""
+    if settings.data is not None:  # before lm-eval imports datasets
+        os.environ.setdefault("HF_DATASETS_CACHE", str(work / "datasets"))
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    task = work / f"{TASK}.yaml"
+    task.write_text(_task(settings))
+    model = _client(settings, url)
+    found = lm_eval.simple_evaluate(
+        model=model,
+        tasks=[TASK],
+        num_fewshot=settings.shots,
+        limit=settings.limit,
+        task_manager=TaskManager(include_path=str(work), include_defaults=False),
+        apply_chat_template=settings.protocol == "chat",
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    samples = [s for s in found["samples"][TASK] if s["filter"] == EXTRACTION]
+    return [_row(sample, model.answers) for sample in sorted(samples, key=lambda s: s["doc_id"])]
+
+
+def _task(settings: Settings) -> str:
+    """lm-eval's own task; always the first shots, so that every question has the same prompt."""
+    import yaml
+
+    own = resources.files("lm_eval") / "tasks" / "gsm8k" / "gsm8k.yaml"
+    task: dict[str, Any] = yaml.safe_load(own.read_text())
+    task |= {"task": TASK, "fewshot_config": {"sampler": "first_n", "split": "train"}}
+    task.pop("tag", None)
+    if settings.data is not None:
+        files = {split: str((settings.data / name).resolve()) for split, name in SPLITS.items()}
+        for path in files.values():
+            if not os.path.isfile(path):
+                raise Refused(f"{path}: not there; --data needs {' and '.join(SPLITS.values())}")
+        task |= {"dataset_path": "json", "dataset_name": None}
+        task["dataset_kwargs"] = {"data_files": files}
+    return yaml.safe_dump(task)
+
+
+def _row(sample: dict[str, Any], answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    prediction = sample["filtered_resps"][0]
+    return {
+        "doc_id": sample["doc_id"],
+        "correct": bool(sample["exact_match"]),
+        "invalid": prediction == INVALID,
+        **answers[str(sample["arguments"]["gen_args_0"]["arg_0"])],
+        "prediction": prediction,
+        "target": sample["target"].rpartition("####")[2].strip(),
+        "prompt_hash": sample["prompt_hash"],
+        "text": sample["resps"][0][0],
+    }
+
+
+def _client(settings: Settings, url: str) -> Any:
+    """lm-eval's client of the protocol, with a transport that counts no failure as an answer."""
+    import aiohttp
+    from lm_eval.models import openai_completions
+
+    chat = settings.protocol == "chat"
+    kinds = (openai_completions.LocalCompletionsAPI, openai_completions.LocalChatCompletion)
+
+    class Client(kinds[chat]):  # type: ignore[misc, valid-type]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.answers: dict[str, dict[str, Any]] = {}
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            if settings.index_topk:
+                asyncio.run(self.refuse_short(requests))
+            answered: list[str] = super().generate_until(requests, disable_tqdm)
+            return answered
+
+        async def refuse_short(self, requests: list[Any]) -> None:
+            shortest, options = min((r.args for r in requests), key=lambda args: len(str(args[0])))
+            limit = aiohttp.ClientTimeout(total=settings.request_seconds)
+            async with aiohttp.ClientSession(timeout=limit) as session:
+                probe = {**options, "max_gen_toks": 1}
+                _, row = await self.ask(session, [shortest], probe)
+            refuse_short_prompt(row["prompt_tokens"], settings)
+
+        async def amodel_call(  # type: ignore[no-untyped-def]
+            self, session, sem, messages, *, gen_kwargs=None, **_
+        ) -> list[str]:
+            async with sem:
+                text, row = await self.ask(session, messages, gen_kwargs)
+            if settings.index_topk:
+                refuse_short_prompt(row["prompt_tokens"], settings)
+            self.answers[str(messages[0])] = row
+            return [text]
+
+        async def ask(self, session, messages, options) -> tuple[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
+            payload = self._create_payload(
+                self.create_message(messages),
+                generate=True,
+                gen_kwargs=copy.deepcopy(options),
+                seed=self._seed,
+            )
+            try:
+                async with session.post(self.base_url, json=payload) as response:
+                    if response.status != 200:
+                        said = (await response.text())[:500]
+                        raise RunFailed(f"{self.base_url} answered {response.status}: {said}")
+                    answer = await response.json()
+                choice, usage = answer["choices"][0], answer["usage"]
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+                raise RunFailed(f"{self.base_url}: {type(error).__name__}: {error}") from None
+            except (KeyError, IndexError, ValueError) as error:
+                raise RunFailed(f"{self.base_url}: an answer without {error}") from None
+            row = {
+                "finish_reason": choice["finish_reason"],
+                "prompt_tokens": usage["prompt_tokens"],
+                "completion_tokens": usage["completion_tokens"],
+            }
+            return self.parse_generations(answer)[0] or "", row
+
+    return Client(
+        base_url=f"{url}/v1/{'chat/' if chat else ''}completions",
+        model=settings.model,
+        tokenizer_backend=None,
+        tokenized_requests=False,
+        # lm-eval takes another path, with a transport of its own, for one request at a time.
+        num_concurrent=max(settings.concurrency, 2),
+        max_gen_toks=settings.max_tokens,
+        timeout=settings.request_seconds,
+        max_retries=1,
+    )
+
+
+def refuse_short_prompt(tokens: int, settings: Settings) -> None:
+    if tokens <= settings.index_topk:
+        raise Refused(
+            f"a prompt of {tokens} tokens with {settings.shots} shots is not longer than "
+            f"index_topk ({settings.index_topk}): sparse selection takes every token, and neither "
+            "layernorm nor indexer would be tested; give more --shots (25 to 30 for GSM8K)"
+        )

@@ -1,0 +1,123 @@
+"""Per-question logs: what one run of one arm answered, as JSON lines.
+
+Each line holds at least `doc_id` (an integer or a text) and `correct` (true/false or 1/0). Known
+beside them: `invalid` (no answer could be read), `finish_reason` ("length": cut off) and `error` (a
+request that failed: a log that holds one is refused, since that is no wrong answer).
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import Refused
+
+SHOWN = 3  # question ids named in a message
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one arm. `invalid` and `truncated` are None where the log does not tell."""
+
+    name: str
+    correct: dict[str, bool]
+    invalid: dict[str, bool] | None = None
+    truncated: dict[str, bool] | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct.values()) / len(self.correct)
+
+
+@dataclass
+class _Columns:
+    correct: dict[str, bool] = field(default_factory=dict)
+    invalid: dict[str, bool] = field(default_factory=dict)
+    truncated: dict[str, bool] = field(default_factory=dict)
+
+
+def read(path: Path) -> Run:
+    """Raises Refused, naming the file and line, for anything that is no whole log of a run."""
+    found = _Columns()
+    for where, row in _rows(path):
+        doc = _doc_id(row, where)
+        if doc in found.correct:
+            raise Refused(f"{where}: question {doc} is there twice; a log holds one run of one arm")
+        if row.get("error"):
+            raise Refused(
+                f"{where}: the request of question {doc} failed ({row['error']}); that is no wrong "
+                "answer: repeat the run"
+            )
+        found.correct[doc] = _truth(row, "correct", where)
+        if "invalid" in row:
+            found.invalid[doc] = _truth(row, "invalid", where)
+        if "finish_reason" in row:
+            found.truncated[doc] = row["finish_reason"] == "length"
+    if not found.correct:
+        raise Refused(f"{path}: holds no question")
+    whole = len(found.correct)
+    return Run(
+        str(path),
+        found.correct,
+        found.invalid if len(found.invalid) == whole else None,
+        found.truncated if len(found.truncated) == whole else None,
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise Refused(f"{where}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise Refused(f"{where}: not a JSON object with `doc_id` and `correct`")
+        yield where, row
+
+
+def _doc_id(row: dict[str, Any], where: str) -> str:
+    doc = row.get("doc_id")
+    if isinstance(doc, bool) or not isinstance(doc, (int, str)) or doc == "":
+        raise Refused(f"{where}: `doc_id` is {json.dumps(doc)}, not an integer or a text")
+    return str(doc)
+
+
+def _truth(row: dict[str, Any], key: str, where: str) -> bool:
+    value = row.get(key)
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise Refused(f"{where}: `{key}` is {json.dumps(value)}, not true, false, 1 or 0")
+
+
+def same_questions(runs: Iterable[Run]) -> None:
+    """Pairing needs each question in each run: raises Refused where one lacks some."""
+    first, *others = runs
+    for other in others:
+        lacking = first.correct.keys() - other.correct.keys()
+        beyond = other.correct.keys() - first.correct.keys()
+        if not lacking and not beyond:
+            continue
+        parts = [
+            f"{len(ids)} only in {name} ({', '.join(sorted(ids)[:SHOWN])}, ...)"
+            for ids, name in ((lacking, first.name), (beyond, other.name))
+            if ids
+        ]
+        raise Refused(
+            f"{first.name} and {other.name} hold different questions: {'; '.join(parts)}; "
+            "they are compared in pairs, so every run must hold the same ones"
+        )
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """All of it or nothing: a log that is there is a whole run."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,162 @@
+"""A real sglang server for one arm: started and ended here, or given by URL.
+
+Interrupted, failed or done, a started server and all of its processes are ended: it is the leader
+of a process group of its own.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import RunFailed
+
+POLL_SECONDS = 0.5
+END_SECONDS = 20
+SHOWN_LINES = 15
+# Compiled kernels of one arm must never serve the other.
+CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TILELANG_CACHE_DIR": "tilelang",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}
+DEFAULT_LAUNCHER = "{python} -m sglang.launch_server"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the comparison. With a `url` nothing is started and the rest is not used."""
+
+    name: str  # "pristine" or "patched"
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    tree: Path | None = None  # the folder that holds the sglang package; None: what python imports
+    url: str | None = None
+
+    def command(self, launcher: str, port: int) -> list[str]:
+        words = shlex.split(launcher)
+        known = {"python": sys.executable, "tree": str(self.tree)}
+        return [
+            *(word.format(**known) for word in words),
+            *self.arguments,
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ]
+
+    def variables(self, caches: Path | None = None) -> dict[str, str]:
+        result = {**os.environ, "SGLANG_USE_AITER": "1", **self.environment}
+        if self.tree is not None:
+            path = [str(self.tree), os.environ.get("PYTHONPATH", "")]
+            result["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        if caches is not None:
+            result |= {name: str(caches / self.name / kind) for name, kind in CACHES.items()}
+        return result
+
+
+@contextlib.contextmanager
+def serving(arm: Arm, launcher: str, work: Path, log: Path, seconds: float) -> Iterator[str]:
+    """The URL of a server of `arm` that is ready. `seconds`: how long a start may take."""
+    if arm.url is not None:
+        ready(arm.url, seconds)
+        yield arm.url
+        return
+    port = free_port()
+    command = arm.command(launcher, port)
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=arm.variables(work / "caches"),
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        ready(url, seconds, process, log)
+        yield url
+        if process.poll() is not None:
+            raise RunFailed(f"the {arm.name} server ended by itself; {tail(log)}")
+    finally:
+        end(process)
+
+
+def ready(
+    url: str,
+    seconds: float,
+    process: subprocess.Popen[bytes] | None = None,
+    log: Path | None = None,
+) -> None:
+    """Wait until the server answers; raises RunFailed when it has ended or the time is over."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+                if answer.status == 200:
+                    return
+        except (OSError, ValueError):  # not there yet, or there and still starting (503)
+            pass
+        said = f"; {tail(log)}" if log else ""
+        if process is not None and process.poll() is not None:
+            raise RunFailed(f"the server ended with {process.returncode} while starting{said}")
+        if time.monotonic() > until:
+            raise RunFailed(f"{url} was not healthy after {seconds:.0f} s{said}")
+        time.sleep(POLL_SECONDS)
+
+
+def get(url: str, path: str) -> Any:
+    """The JSON of a GET; raises RunFailed."""
+    try:
+        with urllib.request.urlopen(f"{url}{path}", timeout=60) as answer:
+            return json.load(answer)
+    except (OSError, ValueError) as error:
+        raise RunFailed(f"{url}{path}: {error}") from None
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the server and every process of its group, also those that outlived it."""
+    _signal(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    _signal(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+    return f"the end of {log}:\n" + "\n".join(lines)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """A CI job that is cancelled gets SIGTERM: servers have to be ended then, too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,128 @@
+"""sglang's own bench_serving at each point, arm after arm, repeat after repeat."""
+
+import json
+import math
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import self_report, speed
+from .comparison import ARMS, Comparison, say
+from .decide import Decision
+from .errors import Refused, RunFailed
+from .servers import Arm, serving, tail
+
+# The workloads of the pull requests.
+LENGTHS = ((1024, 1024), (8192, 1024))
+CONCURRENCIES = (4, 8, 16, 32, 64)
+PROMPTS_PER_CLIENT = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    input: int
+    output: int
+    concurrency: int
+    prompts: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.input}/{self.output} c{self.concurrency}"
+
+
+def run(
+    comparison: Comparison, points: list[Point], repeats: int, work: Path
+) -> tuple[Decision, dict[str, Any]]:
+    """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
+    if repeats < speed.FEWEST_REPEATS:
+        raise Refused(f"{repeats} repeats show no spread; {speed.FEWEST_REPEATS} are the fewest")
+    key = json.loads(
+        json.dumps({**comparison.as_json(), "points": [vars(point) for point in points]})
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    kept_key = work / "settings.json"
+    if kept_key.exists() and json.loads(kept_key.read_text()) != key:
+        raise Refused(f"{work} holds another setting's runs; choose another --work, or remove it")
+    kept_key.write_text(json.dumps(key, indent=1))
+    say(comparison.shown())
+    plan = [(arm, number) for number in range(1, repeats + 1) for arm in ARMS]
+    for step, (arm, number) in enumerate(plan, 1):
+        title = f"run {step} of {len(plan)}: {arm} {number}"
+        if (work / f"{arm}-{number}.json").exists():
+            say(f"== {title}: kept from before")
+            continue
+        say(f"== {title}")
+        _one(comparison, points, arm, number, work)
+    measured = {arm: _kept(work, arm) for arm in ARMS}
+    both = min(len(found) for found in measured.values())
+    values = {
+        point.name: {
+            arm: {
+                metric: [found["points"][point.name][metric] for found in measured[arm][:both]]
+                for metric in speed.METRICS
+            }
+            for arm in ARMS
+        }
+        for point in points
+    }
+    return speed.decide(values), {"configuration": key, "values": values, "arms": measured}
+
+
+def _kept(work: Path, arm: str) -> list[dict[str, Any]]:
+    paths = sorted(
+        (p for p in work.glob(f"{arm}-*.json")), key=lambda p: int(p.stem.rpartition("-")[2])
+    )
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _one(comparison: Comparison, points: list[Point], arm: str, number: int, work: Path) -> None:
+    side = comparison.arms[arm]
+    log = work / f"{arm}-{number}.server.log"
+    with serving(side, comparison.launcher, work, log, comparison.start_seconds) as url:
+        how, _ = comparison.check(arm, url)
+        say(f"   {how}, at {url}")
+        found = {}
+        for point in points:
+            found[point.name] = _bench(side, comparison, point, url, work)
+            say(f"   {point.name}: {found[point.name][speed.THROUGHPUT]:.1f} output tokens/s")
+        after = self_report.read(url)
+    declined = self_report.declined(after, comparison.slugs if arm == "patched" else ())
+    target = work / f"{arm}-{number}.json"
+    unfinished = target.with_suffix(".unfinished")
+    kept = {"server": how, "report": after, "declined": declined, "points": found}
+    unfinished.write_text(json.dumps(kept, indent=1))
+    unfinished.replace(target)
+
+
+def _bench(
+    arm: Arm, comparison: Comparison, point: Point, url: str, work: Path
+) -> dict[str, float]:
+    """The metrics of one measurement. Raises RunFailed unless every request was completed."""
+    output, log = work / "bench.jsonl", work / "bench.log"
+    output.unlink(missing_ok=True)
+    command = [
+        # The same interpreter, tree and platform as the server's; only the module is another.
+        *arm.command(comparison.launcher.replace("launch_server", "bench_serving"), 0)[
+            : len(comparison.launcher.split())
+        ],
+        *("--backend", "sglang", "--base-url", url, "--dataset-name", "random-ids"),
+        *("--random-input-len", str(point.input), "--random-output-len", str(point.output)),
+        *("--random-range-ratio", "1.0", "--num-prompts", str(point.prompts)),
+        *("--max-concurrency", str(point.concurrency), "--request-rate", "inf", "--seed", "1"),
+        *("--warmup-requests", str(point.concurrency), "--flush-cache"),
+        *("--output-file", str(output), "--tag", arm.name),
+    ]
+    with open(log, "wb") as said:
+        ended = subprocess.run(
+            command, stdout=said, stderr=subprocess.STDOUT, env=arm.variables(), check=False
+        )
+    if ended.returncode or not output.exists():
+        raise RunFailed(f"bench_serving ended with {ended.returncode}; {tail(log)}")
+    result = json.loads(output.read_text().splitlines()[-1])
+    if result["completed"] != point.prompts:
+        raise RunFailed(f"{result['completed']} of {point.prompts} requests completed; {tail(log)}")
+    found = {metric: float(result[metric]) for metric in speed.METRICS}
+    if not all(math.isfinite(value) and value > 0 for value in found.values()):
+        raise RunFailed(f"bench_serving measured {found}; {tail(log)}")
+    return found

@@ -9,6 +9,10 @@ from ..platform import recorder
 from . import pools, setting
 
 REQUESTS, CONTEXT = 3, 64
+# What a release's aiter backend attends with in decode, "swa" being over a sliding-window pool.
+DECODES = {"0.5.9": ("ragged",), "0.5.10.post1": ("ragged", "unified", "swa")}
+# Whether it verifies drafts. 0.5.9 leaves where each request's drafts begin in a local variable.
+VERIFIES = {"0.5.9": False, "0.5.10.post1": True}
 
 
 def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache):

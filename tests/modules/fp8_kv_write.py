@@ -3,17 +3,33 @@
 import types
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..platform import recorder
 from . import backend, pools, setting
 
 
 def read_back(
-    platform, cache, kind, q, k, v, chunks, drafts, k_scale=None, v_scale=None, default_v_scale=1.0
+    platform,
+    cache,
+    kind,
+    q,
+    k,
+    v,
+    chunks,
+    drafts,
+    k_scale=None,
+    v_scale=None,
+    default_v_scale=1.0,
+    unused=0,
+    float_scales=False,
 ):
     """q, k, v ``[B, S, heads, D]``, causal: prefill in ``chunks``, one decode, ``drafts`` verified.
 
     A sliding-window pool's window holds all of it. `default_v_scale` is what the backend descales
-    v by where the layer says nothing.
+    v by where the layer says nothing; `unused` slots are in the pool beside; `float_scales` are
+    what --quantization-param-path makes of a layer's. "bytes": what the tensor operations of each
+    step read and write.
     """
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -22,7 +38,10 @@ def read_back(
     requests, length, heads, head_dim = q.shape
     kv_heads, device = k.shape[2], platform.device
     swa = kind == "swa"
-    pool = (pools.swa_pool if swa else pools.mha_pool)(platform, cache, kv_heads, head_dim)
+    if swa:
+        pool = pools.swa_pool(platform, cache, kv_heads, head_dim)
+    else:
+        pool = pools.mha_pool(platform, cache, kv_heads, head_dim, slots=pools.SLOTS + unused)
     table = ReqToTokenPool(
         size=requests, max_context_len=backend.CONTEXT, device="cuda", enable_memory_saver=False
     )
@@ -36,10 +55,12 @@ def read_back(
         sliding_window_size=pools.SLOTS if swa else -1,
         **setting.scales(k_scale, v_scale, device),
     )
+    if float_scales:
+        layer.k_scale, layer.v_scale = k_scale, v_scale
     attention = backend.aiter_backend(platform, pool, heads, kv_heads, head_dim, table, cache)
     attention.v_scale = torch.tensor([default_v_scale], device=device)
     whole = torch.ones(requests, dtype=torch.int64, device=device)
-    outputs, done = [], 0
+    outputs, moved, done = [], [], 0
     for mode, count in [
         *((ForwardMode.EXTEND, count) for count in chunks),
         (ForwardMode.DECODE, 1),
@@ -59,7 +80,9 @@ def read_back(
         forward = attention.forward_decode if mode.is_decode() else attention.forward_extend
         query, key, value = (each[:, new].flatten(0, 1).contiguous() for each in (q, k, v))
         live = key.clone(), value.clone()
-        out = forward(query.flatten(1), key, value, layer, batch)
+        with Moved() as step:
+            out = forward(query.flatten(1), key, value, layer, batch)
+        moved.append(step.bytes)
         assert torch.equal(key, live[0]), f"{mode}: the live k is changed"
         assert torch.equal(value, live[1]), f"{mode}: the live v is changed"
         outputs.append(out.view(requests, count, -1))
@@ -69,7 +92,25 @@ def read_back(
         "out": torch.cat(outputs, 1),
         "rows": pool.full_to_swa_index_mapping[rows] if swa else rows,
         "stores": len(outputs),
+        "bytes": moved,
     } | pools.contents(pool)
+
+
+class Moved(TorchDispatchMode):
+    """Bytes that tensor operations take and give, outside kernels and operators.
+
+    Of a tensor that is changed in place, what is put into it.
+    """
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name
+        if not (recorder.inside_a_launch() or function.is_view or name.startswith("aten::empty")):
+            touched = args[1:] if name.endswith("_") else (*args, result)
+            self.bytes += sum(each.nbytes for each in touched if isinstance(each, torch.Tensor))
+        return result
 
 
 def _verified(drafts, prefix, requests, device):

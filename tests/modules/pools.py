@@ -21,11 +21,11 @@ def poison(buffer) -> None:
     raw.copy_(poisoned(raw.shape, torch.uint8, raw.device))
 
 
-def mha_pool(platform, cache, heads, head_dim, v_head_dim=None, page_size=1):
+def mha_pool(platform, cache, heads, head_dim, v_head_dim=None, page_size=1, slots=SLOTS):
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     pool = MHATokenToKVPool(
-        size=SLOTS,
+        size=slots,
         page_size=page_size,
         dtype=cache_dtype(platform, cache),
         head_num=heads,

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from tests.modules.backend import DECODES, VERIFIES
 from tests.references.kv_cache import cached
 from tests.tolerances import assert_bitwise
 
 READ_BACK = "tests.modules.fp8_kv_write:read_back"
 REQUESTS, CHUNKS, DRAFTS = 2, [5, 4], 3
 LENGTH = sum(CHUNKS) + 1 + DRAFTS
+WIDEN = "_widen_kernel"
 PHASES = ["prefill", "prefill of a prefix", "decode", "verify"]
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 KERNEL = "_write_kv_kernel"
@@ -24,18 +26,30 @@ def batch():
 @pytest.fixture(params=["ragged", "unified", "swa"])
 def read(request, arms, batch):
     """What the patched backend makes of such a pool, with such a decode."""
+    if request.param not in DECODES[arms.release]:
+        pytest.skip(f"{arms.release} has {', '.join(DECODES[arms.release])}")
     unified = {"SGLANG_USE_AITER_UNIFIED_ATTN": "1"} if request.param == "unified" else {}
     swa = request.param == "swa"
     # Upstream verifies the drafts of a sliding-window layer with the full pool's slots.
-    given = {"kind": "swa" if swa else "mha", "drafts": 0 if swa else DRAFTS, "cache": "fp8"}
+    drafts = DRAFTS if VERIFIES[arms.release] and not swa else 0
+    given = {"kind": "swa" if swa else "mha", "drafts": drafts, "cache": "fp8"}
     return lambda **more: arms.patched_with(**unified).run(READ_BACK, **batch | given | more)
+
+
+@pytest.fixture
+def as_fp8(arms, batch):
+    """0.5.9, whose aiter backend converted the whole pool to bf16 wherever it read it."""
+    if arms.release != "0.5.9":
+        pytest.skip("0.5.9 reads so")
+    given = batch | {"kind": "mha", "drafts": 0, "cache": "fp8"}
+    return lambda arm="patched", **more: getattr(arms, arm).run(READ_BACK, **given | more)
 
 
 def attention(batch):
     """fp64 causal attention."""
     q, k, v = (batch[name].double() for name in ("q", "k", "v"))
     k, v = (each.repeat_interleave(HEADS // KV_HEADS, 2) for each in (k, v))
-    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * HEAD_DIM**-0.5
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
     future = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
     weights = logits.masked_fill(future, -torch.inf).softmax(-1)
     return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
@@ -70,7 +84,40 @@ def test_every_phase_stores_the_same_quotients_in_one_launch(read, batch, platfo
         assert_bitwise(found, cached(given, platform.fp8_dtype, scale), name)
 
 
+def test_decode_reads_the_cache_as_it_is_and_prefill_converts_the_slots_in_use(as_fp8):
+    result, pristine = as_fp8(), as_fp8("pristine")
+    assert result.kernels[WIDEN] == len(CHUNKS)
+    row = KV_HEADS * HEAD_DIM * 2  # bytes of a slot in FP8, K and V
+    unused = 1000
+    for arm, a_slot in (("patched", 0), ("pristine", row + 2 * row)):
+        few, many = (as_fp8(arm, unused=n).outputs["bytes"] for n in (0, unused))
+        grown = [after - before for before, after in zip(few, many, strict=True)]
+        assert grown == [unused * a_slot] * (len(CHUNKS) + 1), arm
+    prefilled = sum(CHUNKS)
+    assert_bitwise(result.outputs["out"][:, :prefilled], pristine.outputs["out"][:, :prefilled])
+
+
+def test_scales_that_are_floats_descale_too(as_fp8, batch):
+    result = as_fp8(k_scale=0.031, v_scale=0.43, float_scales=True)
+    assert_attends(result.outputs["out"], batch)
+
+
+def test_q_beyond_the_format_is_saturated_before_aiter_casts_it(as_fp8, batch):
+    batch["q"][:, -1 - DRAFTS, 0] *= 1000
+    assert as_fp8(q=batch["q"]).outputs["out"].isfinite().all()
+
+
+def test_heads_that_aiter_cannot_read_as_fp8_are_converted_in_decode_too(as_fp8):
+    wide = {"q": torch.randn(REQUESTS, LENGTH, HEADS, 192).bfloat16()}
+    wide |= zip("kv", torch.randn(2, REQUESTS, LENGTH, KV_HEADS, 192).bfloat16(), strict=True)
+    result = as_fp8(**wide, k_scale=0.031, v_scale=0.43)
+    assert_attends(result.outputs["out"], wide)
+    assert result.kernels[WIDEN] == len(CHUNKS) + 1
+
+
 def test_v_without_a_scale_is_not_descaled_by_the_default_of_k(arms, batch):
+    if "unified" not in DECODES[arms.release]:
+        pytest.skip("no reader has a default")
     arm = arms.patched_with(SGLANG_USE_AITER_UNIFIED_ATTN="1")
     given = batch | {"kind": "mha", "cache": "fp8", "drafts": 0, "default_v_scale": 4.0}
     assert_attends(arm.run(READ_BACK, **given).outputs["out"], batch, v_factor=4.0)

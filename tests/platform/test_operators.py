@@ -3,6 +3,8 @@
 Independent arithmetic is the oracle: fp64, single elements in loops, torch's own functions.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -163,6 +165,59 @@ def test_attention_over_pages_is_attention(op, platform, randn):
         (-1, -1), tables, 0, None, None, None,
     )  # fmt: skip
     torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def ragged(op, q, caches, slots, form="fp8", scales=(0.5, 0.25), softcap=0.0):
+    """One request's decode."""
+    indptr = torch.tensor([0, len(slots)], device=q.device, dtype=torch.int32)
+    ones = torch.ones(1, device=q.device, dtype=torch.int32)
+    k_scale, v_scale = (torch.tensor([each], device=q.device) for each in scales)
+    out = torch.empty_like(q)
+    op("aiter.paged_attention_ragged")(
+        out, None, q, *(each[:, None] for each in caches), q.shape[-1] ** -0.5, indptr, slots,
+        ones, 1, 2, None, form, "NHD", softcap, k_scale, v_scale, None, 256,
+    )  # fmt: skip
+    return out
+
+
+def test_decode_of_an_fp8_cache_rounds_q_and_the_weights_of_256_keys(op, platform, randn):
+    fp8, width = platform.fp8_dtype, 64
+    caches = [randn(400, 2, width).to(fp8) for _ in "kv"]
+    slots = torch.randperm(400, device=platform.device)[:300].int()
+    q = randn(1, 4, width)
+    found = ragged(op, q, caches, slots)
+    for h in range(4):
+        k, v = (each.double()[slots.long(), h // 2] for each in caches)
+        logits = [float(q[0, h].to(fp8).double() @ row) * 0.5 / 8 for row in k]
+        total, out = sum(map(math.exp, logits)), torch.zeros(width, dtype=torch.float64)
+        for first in (0, 256):
+            some = range(first, min(first + 256, 300))
+            part = sum(math.exp(logits[j]) for j in some)
+            for j in some:
+                weight = torch.tensor(math.exp(logits[j]) / part).to(fp8).double()
+                out += weight * v[j].cpu() * 0.25 * part / total
+        torch.testing.assert_close(found[0, h].double().cpu(), out, rtol=1e-2, atol=2e-3)
+    assert ragged(op, q * 1000, caches, slots).isnan().any()
+
+
+def test_decode_refuses_a_cache_that_it_would_misread(op, platform, randn):
+    slots = torch.arange(3, device=platform.device, dtype=torch.int32)
+    caches = [randn(8, 2, 64).to(platform.fp8_dtype) for _ in "kv"]
+    other = {torch.float8_e4m3fn, torch.float8_e4m3fnuz} - {platform.fp8_dtype}
+    foreign = [each.float().to(*other) for each in caches]
+    wide = [randn(8, 2, 192).to(platform.fp8_dtype) for _ in "kv"]
+    q = randn(1, 4, 64)
+    for call, reason in [
+        (lambda: ragged(op, q, caches, slots, "auto"), "cache for torch.bfloat16 query"),
+        (lambda: ragged(op, q, [x.bfloat16() for x in caches], slots), "bfloat16 read as"),
+        (lambda: ragged(op, q, foreign, slots), "read as"),
+        (lambda: ragged(op, randn(1, 4, 192), wide, slots), "rows of 192"),
+        (lambda: ragged(op, q, caches, slots, scales=(1, 1)), "scales"),
+        (lambda: ragged(op, q, caches, slots, softcap=30.0), "logits_soft_cap"),
+        (lambda: ragged(op, q, caches, slots, "fp8_e5m2"), "fp8_e5m2 cache"),
+    ]:
+        with pytest.raises(NotEmulatedError, match=f"paged_attention_ragged: .*{reason}"):
+            call()
 
 
 def test_a_window_of_n_sees_n_keys_before_its_own():

@@ -14,3 +14,14 @@ def write_kv(k, v, k_cache, v_cache, slots, full_to_swa=None, k_scale=None, v_sc
         raise TypeError(f"k is {k.dtype}, v is {v.dtype}")
     store(k, k_cache, slots, full_to_swa, k_scale)
     store(v, v_cache, slots, full_to_swa, v_scale)
+
+
+def widen(cache, slots, dtype, scale=None) -> torch.Tensor:
+    """The cache's rows at ``slots`` in ``dtype``, times the scale; a NaN in every other."""
+    if cache.dtype not in E4M3_MAX:
+        raise TypeError(f"the cache is {cache.dtype}, not e4m3")
+    wide = torch.full(cache.shape, torch.nan, dtype=dtype, device=cache.device)
+    for slot in slots.tolist():
+        row = cache.view(torch.uint8)[slot].view(cache.dtype).float()
+        wide[slot] = row * (1.0 if scale is None else float(scale))
+    return wide

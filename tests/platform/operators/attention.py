@@ -2,7 +2,7 @@
 
 import torch
 
-from . import chip, need, operator
+from . import chip, need, operator, unclamped
 
 
 def visible(queries: int, keys: int, causal: bool, left: int, device) -> torch.Tensor:
@@ -137,22 +137,45 @@ def paged_attention_ragged(
     name = "paged_attention_ragged"
     need(block_size == 1, f"{name}: block_size {block_size}")
     need(alibi_slopes is None and fp8_out_scale is None, f"{name}: alibi_slopes or fp8_out_scale")
-    need((kv_cache_dtype, kv_cache_layout) == ("auto", "NHD"), f"{name}: {kv_cache_dtype} cache")
-    for cache in (key_cache, value_cache):
-        need(cache.dtype == query.dtype, f"{name}: {cache.dtype} cache for {query.dtype} query")
+    need(kv_cache_layout == "NHD" and partition_size == 256, f"{name}: {kv_cache_layout} layout")
     keys = kv_indptr.tolist()
     for b in range(query.shape[0]):
         slots = kv_page_indices[keys[b] : keys[b + 1]].long()
-        result = softmax_attention(
-            query[b : b + 1],
-            # An "auto" cache is not FP8: k_scale and v_scale are not looked at.
-            key_cache[slots, 0].float(),
-            value_cache[slots, 0].float(),
-            scale,
-            torch.ones(1, len(slots), dtype=torch.bool, device=query.device),
-            softcap=logits_soft_cap,
-        )
+        q, k, v = query[b : b + 1], key_cache[slots, 0], value_cache[slots, 0]
+        if kv_cache_dtype == "auto":
+            need(k.dtype == v.dtype == q.dtype, f"{name}: {k.dtype} cache for {q.dtype} query")
+            # k_scale and v_scale are not looked at.
+            mask = torch.ones(1, len(slots), dtype=torch.bool, device=q.device)
+            result = softmax_attention(q, k, v, scale, mask, softcap=logits_soft_cap)
+        else:
+            need(kv_cache_dtype in ("fp8", "fp8_e4m3"), f"{name}: {kv_cache_dtype} cache")
+            need(not logits_soft_cap, f"{name}: logits_soft_cap on FP8")
+            result = fp8_decode(name, q, k, v, scale, k_scale, v_scale)
         out[b : b + 1] = result.to(out.dtype)
+
+
+def fp8_decode(name, q, k, v, scale, k_scale, v_scale):
+    """q [1, H, D] on k and v [K, H_kv, D], multiplied in FP8, 256 keys at a time, joined in fp32.
+
+    q is cast as it is and overflows to NaN; the weights of 256 keys, which add up to 1, are cast.
+    """
+    fp8, (_, heads, head) = chip().fp8_dtype, q.shape
+    need(k.dtype is fp8 and v.dtype is fp8, f"{name}: {k.dtype} read as {fp8}")
+    need(q.dtype in (torch.bfloat16, torch.float16), f"{name}: {q.dtype} query on FP8")
+    need(head == 64 or head % 128 == 0, f"{name}: FP8 rows of {head}, not 64 nor 128 at a time")
+    for each in (k_scale, v_scale):
+        need(each.dtype is torch.float32 and each.numel() == 1, f"{name}: scales {each}")
+    q = unclamped(q.float(), fp8).float()[0]
+    k, v = (each.float().repeat_interleave(heads // k.shape[1], 1) for each in (k, v))
+    logits = torch.einsum("hd,khd->hk", q, k) * (scale * float(k_scale))
+    parts = []
+    for some in range(0, len(k), 256):
+        part = logits[:, some : some + 256]
+        weights = unclamped(part.softmax(-1), fp8).float()
+        out = torch.einsum("hk,khd->hd", weights, v[some : some + 256]) * float(v_scale)
+        parts.append((part.logsumexp(-1), out.to(torch.bfloat16).float()))
+    share = torch.stack([each for each, _ in parts]).softmax(0)
+    return sum(w[:, None] * out for w, (_, out) in zip(share, parts, strict=True))[None]
 
 
 @operator("aiter.ops.triton.attention.unified_attention.unified_attention")

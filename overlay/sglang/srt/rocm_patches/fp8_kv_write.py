@@ -15,26 +15,55 @@ backend's do not agree among themselves, hence the hooks beside the writes:
 =======================================  ====================  ================================
 reader (prefill, decode, verify)         pristine descales by  here
 =======================================  ====================  ================================
-unified_attention, decode                layer's scales        the same
-paged_attention_ragged, decode           nothing               ``float_scales``: k in the softmax
+0.5.10, unified_attention, decode        layer's scales        the same
+0.5.10, paged_attention_ragged, decode   nothing               ``float_scales``: k in the softmax
                                                                scale, v on the output
-mha_batch_prefill_func, K and V          layer's scales        the same
-mha_batch_prefill_func, q (never scaled) k_scale               1
-extend_attention_fwd, cached prefix      nothing               ``float_scales``
+0.5.10, mha_batch_prefill_func, K and V  layer's scales        the same
+0.5.10, mha_batch_prefill_func, q        k_scale               1 (q was cast unscaled)
+0.5.10, extend_attention_fwd, prefix     nothing               ``float_scales``
+0.5.9, paged_attention_ragged, decode    nothing               ``ragged``: the operator itself,
+                                                               by the layer's scales
+0.5.9, mha_batch_prefill_func, K and V   nothing               ``widened``, as it converts
 =======================================  ====================  ================================
 
 and hence decode's write gets the layer's scales as prefill's always did. The triton backend writes
-and reads with the layer's scales already. MLA is not touched.
+and reads with the layer's scales in 0.5.10 and without any in 0.5.9: there the pool is handed none.
+MLA is not touched.
+
+**Bytes.** 0.5.9 converts the whole pool, used or not, to bf16 in every layer before it attends to
+it. Of a layer's K and V, in a pool of P slots with u of them in use (w bytes a slot in FP8: 2 * KV
+heads * head size), a step moves
+
+=========  =================================================  ===========================
+phase      pristine                                           here
+=========  =================================================  ===========================
+decode     P * (w + 2w) to convert, u * 2w to attend          u * w
+prefill    the same                                           u * (w + 2w), then u * 2w
+=========  =================================================  ===========================
+
+MiniMax-M2.5 at TP 4 on MI300X: w = 512 and P = (0.85 * 192 GiB - 58 GB of weights) / (62 layers *
+w) = 3.7 million. With 64 requests of 9000 tokens (u = 576 000) a decode step moves 6.2 GB a layer,
+390 GB in all, against 0.29 GB a layer, 18 GB in all; with 4 such requests 350 GB against 1.1 GB.
+
+**Decode on 0.5.9** hands the cache to ``paged_attention_ragged`` as it is. The operator of the
+image's aiter, v0.1.10.post3, reads e4m3 with K and V times one scale each; its sources are those
+that https://github.com/ROCm/aiter/pull/3609 tests on gfx942 with page size 1, and upstream calls it
+so from 0.5.12 on (https://github.com/sgl-project/sglang/pull/24129). It multiplies in FP8: q, and
+the softmax weights of each 256 keys, are rounded to e4m3 too. Against fp64 attention on random
+values before their quantisation the error is then 0.04 to 0.13 of a row where it was 0.03 to 0.08,
+the more the flatter the weights are. It casts q without a clamp, hence the one before it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from sglang.srt.rocm_patches import Slug
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.aiter_backend import AiterAttnBackend
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import KVCache
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -45,6 +74,7 @@ ACTIVE = SLUG.active
 if ACTIVE:
     from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
     from sglang.srt.rocm_patches.fp8_kv_write_kernel import write_kv
+    from sglang.srt.rocm_patches.fp8_kv_write_widen_kernel import widen
     from sglang.srt.rocm_patches.kv_cache import layer_cache
 
     _FP8_DTYPE = native_e4m3()
@@ -123,3 +153,66 @@ def _as_float(scale: torch.Tensor | float | None, loaded: float | None) -> float
         return 1.0
     # --quantization-param-path puts a float where a checkpoint puts a tensor and its float.
     return loaded if isinstance(scale, torch.Tensor) else scale
+
+
+class Ragged(NamedTuple):
+    """What ``paged_attention_ragged`` is handed."""
+
+    q: torch.Tensor  # [T, heads * head size]
+    k_cache: torch.Tensor  # [slots, KV heads, head size]
+    v_cache: torch.Tensor
+    cache_format: str
+    k_scale: torch.Tensor  # fp32, one element; looked at for an FP8 cache alone
+    v_scale: torch.Tensor
+
+
+def ragged(
+    backend: AiterAttnBackend,
+    layer: RadixAttention,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+) -> Ragged:
+    """Decode's operands for an FP8 cache that is read as it is; other head sizes are converted."""
+    head = layer.qk_head_dim
+    if head != 64 and head % 128:  # the operator takes FP8 rows 64 elements at a time
+        metadata = backend.forward_metadata
+        read = metadata.kv_indptr[: q.shape[0] + 1], metadata.kv_indices
+        wide = widened(layer, k_cache, v_cache, *read, q.dtype)
+        return Ragged(q, *wide, "auto", backend.k_scale, backend.v_scale)
+    largest = E4M3_MAX[k_cache.dtype]
+    return Ragged(
+        q.clamp(-largest, largest),
+        k_cache,
+        v_cache,
+        "fp8",
+        _as_tensor(layer.k_scale, backend.k_scale),
+        _as_tensor(layer.v_scale, backend.v_scale),
+    )
+
+
+def _as_tensor(scale: torch.Tensor | float | None, one: torch.Tensor) -> torch.Tensor:
+    if scale is None:
+        return one
+    return scale if isinstance(scale, torch.Tensor) else _constant(scale, one.device)
+
+
+@functools.cache  # once, before a graph is captured
+def _constant(scale: float, device: torch.device) -> torch.Tensor:
+    return torch.tensor([scale], dtype=torch.float32, device=device)
+
+
+def widened(
+    layer: RadixAttention,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both caches in ``dtype`` and times the layer's scales, where the batch reads them.
+
+    kv_indptr: int32 ``[B + 1]``; kv_indices: int32, of which the first ``kv_indptr[B]`` count.
+    """
+    scales = layer.k_scale, layer.v_scale
+    return widen(k_cache, v_cache, kv_indices, kv_indptr[-1:], *scales, dtype)

@@ -1,0 +1,105 @@
+"""Convert the cached rows that a batch reads, and no others, in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+from sglang.srt.rocm_patches.kv_cache import kernel_scale
+
+# Enough programs to keep either chip busy; a longer batch is walked by them in turns, so that a
+# graph, which knows its largest batch alone, launches no more either.
+MAX_PROGRAMS = 8192
+
+
+def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and compile-time parameters for up to n rows of so many elements.
+
+    4096 elements a program: a lane of four warps of 64 has 16, one load of 16 bytes of e4m3.
+    """
+    width = max(k_width, v_width)
+    block_w = min(triton.next_power_of_2(width), 1024)
+    block_t = 4096 // block_w
+    columns = triton.cdiv(width, block_w)
+    parameters = {
+        "K_WIDTH": k_width,
+        "V_WIDTH": v_width,
+        "BLOCK_T": block_t,
+        "BLOCK_W": block_w,
+        "num_warps": 4,
+    }
+    return (min(triton.cdiv(n, block_t), MAX_PROGRAMS), columns), parameters
+
+
+@triton.jit
+def _scaled(x, scale):
+    y = x.to(tl.float32)
+    if scale is not None:
+        y *= tl.load(scale) if scale.dtype.is_ptr() else scale
+    return y
+
+
+@triton.jit
+def _widen_kernel(
+    k_cache,
+    v_cache,
+    k_out,
+    v_out,
+    slots,
+    end,
+    k_scale,
+    v_scale,
+    k_cache_stride,
+    v_cache_stride,
+    K_WIDTH: tl.constexpr,
+    V_WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+    n = tl.load(end)
+    for first in range(tl.program_id(0) * BLOCK_T, n, tl.num_programs(0) * BLOCK_T):
+        t = first + tl.arange(0, BLOCK_T)[:, None]
+        slot = tl.load(slots + t, mask=t < n, other=-1).to(tl.int64)
+        k_live = (slot >= 0) & (column < K_WIDTH)
+        v_live = (slot >= 0) & (column < V_WIDTH)
+        k = tl.load(k_cache + slot * k_cache_stride + column, mask=k_live)
+        v = tl.load(v_cache + slot * v_cache_stride + column, mask=v_live)
+        k = _scaled(k, k_scale).to(k_out.dtype.element_ty)
+        v = _scaled(v, v_scale).to(v_out.dtype.element_ty)
+        tl.store(k_out + slot * K_WIDTH + column, k, mask=k_live)
+        tl.store(v_out + slot * V_WIDTH + column, v, mask=v_live)
+
+
+def widen(
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    end: torch.Tensor,
+    k_scale: torch.Tensor | float | None,
+    v_scale: torch.Tensor | float | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows ``slots[:end]`` of both caches, times their scales, at the same slots in ``dtype``.
+
+    k_cache ``[slots, KV heads, head size]``, e4m3, rows contiguous; v_cache likewise with its own
+    sizes. slots: integer ``[n]``, contiguous, a slot more than once if need be. end: integer
+    ``[1]``, at most n, on the GPU. Scales: one fp32; None and 1 convert exactly. Returns tensors of
+    the caches' shapes whose other rows are not initialised.
+    """
+    k_out, v_out = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (k_cache, v_cache))
+    if slots.numel() == 0:
+        return k_out, v_out
+    grid, parameters = launch(slots.numel(), k_out[0].numel(), v_out[0].numel())
+    _widen_kernel[grid](
+        k_cache,
+        v_cache,
+        k_out,
+        v_out,
+        slots,
+        end,
+        kernel_scale(k_scale),
+        kernel_scale(v_scale),
+        k_cache.stride(0),
+        v_cache.stride(0),
+        **parameters,
+    )
+    return k_out, v_out

@@ -1,0 +1,67 @@
+"""Rows on the screen as they come, and as evidence."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from bench import upstream
+from tests import evidence_key
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHERS = ("upstream", "eager", "floor", "empty")
+# What every row has, whatever it measures; a side that this device does not have is null.
+COLUMNS = (
+    "work",
+    "model",
+    "tp",
+    "tokens",
+    "cache_dtype",
+    "launches",
+    "ours_us",
+    "upstream_us",
+    "eager_us",
+    "floor_us",
+    "empty_us",
+)
+
+
+def show(subject: str, rows: list[dict]) -> None:
+    """Print the last row, and a heading where a new line of sizes begins."""
+    row = rows[-1]
+    group = {name: row[name] for name in ("work", "model", "tp", "cache_dtype")}
+    if len(rows) == 1 or any(rows[-2][name] != value for name, value in group.items()):
+        title = f"{subject}: {row['work']}, {row['model']} TP{row['tp']}, {row['cache_dtype']}"
+        print(f"\n{title}\ntokens launches     ours upstream    eager    floor | ours / upstream"
+              "  / eager  / floor  / empty")  # fmt: skip
+    times = "".join(f" {_number(row[f'{side}_us'], 8)}" for side in ("ours", *OTHERS[:3]))
+    ratios = "".join(f"  {_number(ratio(row, other), 7)}" for other in OTHERS)
+    print(f"{row['tokens']:6} {row['launches']:8g}{times} |       {ratios}", flush=True)
+
+
+def ratio(row: dict, other: str) -> float | None:
+    """Our time over another column's; below 1 is faster than it."""
+    return None if row[f"{other}_us"] is None else row["ours_us"] / row[f"{other}_us"]
+
+
+def _number(value: float | None, width: int) -> str:
+    return " " * (width - 1) + "-" if value is None else f"{value:{width}.2f}"
+
+
+def write(subject: str, modules: tuple[str, ...], rows: list[dict], ruler) -> Path:
+    """`evidence/<subject>.<device>.json`, underscores for hyphens: the key and the rows.
+
+    modules: those of the overlay that decide what was timed, beside what they import.
+    """
+    lacking = sorted({name for row in rows for name in COLUMNS if name not in row})
+    if lacking or not rows:
+        raise ValueError(f"{subject}: rows without {', '.join(lacking) or 'anything'}")
+    device = torch.cuda.get_device_name(0)
+    key = evidence_key.key(device, evidence_key.modules(modules)) | {
+        "subject": subject,
+        "release": upstream.RELEASE,
+        "bandwidth_tb_s": round(ruler.bytes_per_us / 1e6, 3),
+    }
+    path = ROOT / "evidence" / evidence_key.file_name(subject.replace("-", "_"), device)
+    path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
+    return path

@@ -1,0 +1,67 @@
+"""The rivals: kernels of a pristine release, imported beside the overlay's without sglang itself.
+
+A release's kernel modules need a few facts of the platform and nothing else of sglang, so those
+facts are stood in for and everything else is the published file. Nothing of sglang's own packages
+runs, so neither its requirements nor an installed sglang matter.
+"""
+
+import functools
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+from tests.platform import trees
+from tests.platform.value import Platform
+
+RELEASE = "0.5.10.post1"
+PACKAGES = ("layers", "layers.quantization", "mem_cache")
+
+
+@functools.cache
+def install(platform: Platform) -> None:
+    """Make `sglang.srt` the overlay and the pristine release's modules, on this platform."""
+    overlay, pristine = trees.ROOT / "overlay" / "sglang", trees.pristine_tree(RELEASE) / "sglang"
+    _package("sglang", overlay)
+    _package("sglang.srt", overlay / "srt")
+    for name in PACKAGES:
+        _package(f"sglang.srt.{name}", pristine / "srt" / name.replace(".", "/"))
+    _module(
+        "sglang.srt.utils",
+        is_cuda=lambda: False,
+        is_hip=lambda: True,
+        is_gfx95_supported=lambda: platform.arch == "gfx950",
+    )
+    _module("sglang.srt.environ", envs=None)
+    _module(
+        "sglang.srt.layers.quantization.fp8_kernel",
+        is_fp8_fnuz=lambda: platform.fp8_dtype == torch.float8_e4m3fnuz,
+    )
+
+
+def _package(name: str, folder: Path) -> None:
+    _module(name, __path__=[str(folder)])
+
+
+def _module(name: str, **contents) -> None:
+    module = types.ModuleType(name)
+    vars(module).update(contents)
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+
+
+def kernel(module: str, name: str):
+    """A function of a pristine module, such as "mem_cache.utils"."""
+    return getattr(importlib.import_module(f"sglang.srt.{module}"), name)
+
+
+def installed(module: str, name: str):
+    """A function of a compiled package such as aiter, None where this machine has none."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return None
+    return getattr(importlib.import_module(module), name)

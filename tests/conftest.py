@@ -87,6 +87,8 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     if config.option.aot_triton is None and any(p.name == "cuda" for p in config.platforms):
         # One of them, 3.6.0 as torch 2.11 has it, fails an assertion of its own on e4m3fnuz.
         reason = "an NVIDIA machine's Triton is no AMD image's; name one by --aot-triton"
@@ -95,9 +97,20 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def _group(item) -> str:
+    """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
+    layer = item.path.parent.name
+    if layer == "modules":
+        return f"{item.path.stem} {item.callspec.params.get('platform')}"
+    if layer == "engine":
+        return " ".join(map(str, item.callspec.params.values()))
+    return item.nodeid
+
+
 @pytest.fixture
 def seed(request) -> int:
-    return zlib.crc32(request.node.nodeid.encode(), request.config.option.seed)
+    test = request.node.nodeid.partition("@")[0]  # behind it xdist puts the group
+    return zlib.crc32(test.encode(), request.config.option.seed)
 
 
 @pytest.fixture(autouse=True)

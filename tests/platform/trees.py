@@ -8,12 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from patchset import series
 from patchset.fetch import fetched
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 
-RELEASES = sorted(path.parent.name for path in ROOT.glob("patches/*/release.json"))
+RELEASES = list(series.load(ROOT).releases)  # the newest last
 
 # A tree to take for the patched one, for example with a fault put in: `--patched-tree`.
 given_instead: Path | None = None

@@ -79,7 +79,8 @@ class MachineCode:
 
     @property
     def converts_e4m3(self) -> bool:
-        return any("pk_fp8_f32" in name for name in self.instructions)
+        """Whether it converts to e4m3 or from it in hardware."""
+        return any("pk_fp8_f32" in name or "f32_fp8" in name for name in self.instructions)
 
     @property
     def waves(self) -> int:

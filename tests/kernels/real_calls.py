@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from sglang.srt.rocm_patches import (
     fp8_kv_write_kernel,
+    fp8_kv_write_widen_kernel,
     indexer_kernel,
     layernorm_kernel,
     nsa_fp8_kv_kernel,
@@ -216,6 +217,14 @@ def _fp8_kv_write(slug, model, tp, rank: GroupedQuery, tokens, cache_dtype, arch
             )  # fmt: skip
 
         yield Call(slug, work, model, tp, tokens, cache_dtype, ours, upstreams)
+
+        def read(cache=cache, scale=scale):
+            in_use, end = slots(tokens).int(), tensor(1, dtype=torch.int32)
+            fp8_kv_write_widen_kernel.widen(
+                cache.k, cache.v, in_use, end, scale, scale, torch.bfloat16
+            )
+
+        yield Call(slug, f"widen, {work}", model, tp, tokens, cache_dtype, read)
 
 
 _OF_SLUG = {

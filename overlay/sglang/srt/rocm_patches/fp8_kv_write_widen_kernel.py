@@ -37,7 +37,8 @@ def _scaled(x, scale):
     return y
 
 
-@triton.jit
+# `end` is an element of a longer tensor, aligned or not as the batch is long.
+@triton.jit(do_not_specialize_on_alignment=["end"])
 def _widen_kernel(
     k_cache,
     v_cache,
@@ -55,8 +56,9 @@ def _widen_kernel(
     BLOCK_W: tl.constexpr,
 ):
     column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
-    n = tl.load(end)
-    for first in range(tl.program_id(0) * BLOCK_T, n, tl.num_programs(0) * BLOCK_T):
+    begin = tl.program_id(0).to(tl.int64) * BLOCK_T
+    n = tl.load(end).to(tl.int64)
+    for first in range(begin, n, tl.num_programs(0) * BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)[:, None]
         slot = tl.load(slots + t, mask=t < n, other=-1).to(tl.int64)
         k_live = (slot >= 0) & (column < K_WIDTH)

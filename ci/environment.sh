@@ -7,13 +7,13 @@
 # the test tools to the system's packages, so pip never touches them.
 
 environment_for() {
-    local platform=$1 python=${PYTHON:-} site='' wanted
+    local platform=$1 python=${PYTHON:-} beside='' wanted
     case "$platform" in
         cpu)
             wanted=(ci/requirements-tools.txt ci/requirements.txt ci/requirements-no-deps.txt)
             wanted+=(ci/requirements-accuracy.txt)
             ;;
-        cuda | rocm) wanted=(ci/requirements-tools.txt) site=--system-site-packages ;;
+        cuda | rocm) wanted=(ci/requirements-tools.txt) beside=1 ;;
         *) echo "no platform '$platform': rocm, cuda or cpu" >&2; return 2 ;;
     esac
     if [ -z "$python" ]; then
@@ -22,7 +22,7 @@ environment_for() {
         [ "$platform" = cpu ] && command -v python3.11 >/dev/null && python=python3.11
     fi
     local home=$PWD/build/environment-$platform
-    if [ "${2:-}" = accuracy ] && [ -n "$site" ]; then
+    if [ "${2:-}" = accuracy ] && [ -n "$beside" ]; then
         wanted+=(ci/requirements-accuracy.txt)
         home+=-accuracy
     fi
@@ -31,9 +31,7 @@ environment_for() {
     if [ ! -f "$home/stamp" ] || [ "$(cat "$home/stamp")" != "$stamp" ]; then
         echo "== environment: $home (a few minutes, once)"
         rm -rf "$home"
-        # shellcheck disable=SC2086  # empty or one word
-        "$python" -m venv $site "$home"
-        [ -z "$site" ] || see_packages_of "$python" "$home"
+        "venv${beside:+_beside}" "$python" "$home"
         local file flags
         for file in "${wanted[@]}"; do
             flags=()
@@ -46,14 +44,20 @@ environment_for() {
     if [ "$platform" = cpu ]; then packages_of_releases; fi
 }
 
-# The ROCm images' Python is itself a virtual environment, and what venv calls the system's packages
-# are those of the Python below it: no torch, no sglang. Editable installs are .pth files, so the
-# folder has to be read as one with packages, not just put on the path.
-see_packages_of() {
-    local folder
-    folder=$("$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "import site; site.addsitedir('$folder')" \
-        >"$("$2/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/image.pth"
+venv() { "$1" -m venv "$2"; }
+
+# One that sees the packages of the Python that makes it. The ROCm images' is itself a virtual
+# environment, and what venv calls the system's packages are those of the Python below it: no torch,
+# no sglang. Editable installs are .pth files, so its folder is read as one with packages.
+venv_beside() {
+    local packages='import sysconfig; print(sysconfig.get_path("purelib"))' folder
+    if "$1" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; then
+        venv "$1" "$2"
+        folder=$("$1" -c "$packages")
+        echo "import site; site.addsitedir('$folder')" >"$("$2/bin/python" -c "$packages")/image.pth"
+    else
+        "$1" -m venv --system-site-packages "$2"
+    fi
 }
 
 # What a release pins otherwise than the environment, each release's in a folder of its own.

@@ -131,3 +131,9 @@ LOGITS_FROM_TRANSFORMERS = {"bf16": 0.03, "fp8": 0.1}
 # share that two arms have in common, and an arm with transformers, which quantises nothing.
 SELECTED_BETWEEN_ARMS = 0.99
 SELECTED_FROM_TRANSFORMERS = 0.9
+
+
+# Nats that the log-probability of a real model's token may move when roundings inside it do: FP8
+# caches and another order of summation move it by some hundredths, a wrong scale or position by
+# whole nats.
+LOGPROB = 0.25

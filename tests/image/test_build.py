@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.layout import ROOT, build, build_arguments, image, instructions, stub
+from tests.image.layout import DIGEST, ROOT, build, build_arguments, image, instructions, stub
 
 BUILD = ROOT / "ci/image/build.py"
-DIGEST = "sha256:" + "5" * 64
 # Answers as docker does: a digest for tags that it knows, and it notes each command.
 DOCKER = f"""
 echo "$@" >>"$(dirname "$0")/commands"

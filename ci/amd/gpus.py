@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""That the GPUs of a machine are of one chip, as many as needed, and that nobody else is on them.
+
+Memory that a killed job still holds makes the next one fail in ways that look like a fault of the
+patches; so this waits for it, then says who has it.
+
+Exit codes: 0 free, 1 not, 2 wrong usage.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+USED = "VRAM Total Used Memory (B)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", required=True, choices=("gfx942", "gfx950"))
+    parser.add_argument("--count", type=int, default=1, help="at least so many")
+    parser.add_argument("--used-mib", type=int, default=1024, help="what an idle GPU may have used")
+    parser.add_argument("--wait", type=float, default=120, metavar="SECONDS")
+    given = parser.parse_args()
+    archs = re.findall(r"^\s*Name:\s*(gfx\w+)", run("rocminfo"), re.MULTILINE)
+    if set(archs) != {given.arch}:
+        found = ", ".join(sorted(set(archs))) or "no GPU"
+        refuse(f"{given.arch} is asked for, {found} is here", "is the runner's label right?")
+    until = time.monotonic() + given.wait
+    while True:
+        used = vram()
+        if len(used) < given.count:
+            refuse(f"{len(used)} GPUs are here, {given.count} are needed")
+        busy = {card: mib for card, mib in used.items() if mib > given.used_mib}
+        if not busy:
+            print(f"{len(used)} {given.arch}, all free")
+            return
+        if time.monotonic() > until:
+            held = ", ".join(f"{card} {mib} MiB" for card, mib in busy.items())
+            refuse(f"memory is in use: {held}", run("rocm-smi", "--showpids"))
+        time.sleep(min(5, given.wait))
+
+
+def vram() -> dict[str, int]:
+    """MiB in use, by card."""
+    said = json.loads(run("rocm-smi", "--showmeminfo", "vram", "--json"))
+    return {card: int(values[USED]) >> 20 for card, values in said.items() if USED in values}
+
+
+def run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        refuse(f"there is no {command[0]} here", "run this in a ROCm image: ci/amd/in_image.sh")
+    if done.returncode:
+        refuse(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def refuse(*lines: str) -> NoReturn:
+    sys.exit("\n  ".join(["gpus.py: " + lines[0], *lines[1:]]))
+
+
+if __name__ == "__main__":
+    main()

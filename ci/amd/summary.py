@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""A job's results as Markdown, for the page that GitHub shows of it.
+
+    ci/amd/summary.py FOLDER TITLE >> "$GITHUB_STEP_SUMMARY"
+
+FOLDER has what the steps wrote: tests.xml, parity.json, gsm8k.json, throughput.json. One that is
+not there is said to be missing: a step that did not run is no step that passed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+RESULTS = {"parity": "parity.json", "GSM8K": "gsm8k.json", "throughput": "throughput.json"}
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    folder, title = Path(sys.argv[1]), sys.argv[2]
+    rows = [("tests", *tests(folder / "tests.xml"))]
+    rows += [(name, *verdict(folder / file)) for name, file in RESULTS.items()]
+    print(f"### {title}\n\n| step | verdict | in short |\n|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
+    print()
+
+
+def tests(path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return "not run", ""
+    try:
+        suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    except ElementTree.ParseError as error:
+        return "**broken**", f"{path.name}: {error}"
+    count = {
+        name: sum(int(suite.get(name, 0)) for suite in suites)
+        for name in ("tests", "failures", "errors", "skipped")
+    }
+    red = count["failures"] + count["errors"]
+    passed = count["tests"] - red - count["skipped"]
+    in_short = f"{passed} passed, {red} failed, {count['skipped']} skipped"
+    return ("**FAIL**" if red or not passed else "PASS"), in_short
+
+
+def verdict(path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return "not run", ""
+    try:
+        result = json.loads(path.read_text())
+        said = result["verdict"]
+    except (ValueError, KeyError, TypeError) as error:
+        return "**broken**", f"{path.name}: {error!r}"
+    in_short = result.get("message") or "; ".join(result.get("reasons", []))
+    return (said if said == "PASS" else f"**{said}**"), in_short
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""The same texts through sglang's engine, pristine and patched: the same tokens, but for near ties.
+
+    ci/parity.py --preset glm-5 --release 0.5.10.post1 --output parity.json
+    ci/parity.py --preset qwen3-moe --release 0.5.9 --model /models/small --tp 1
+
+Four arms on one checkpoint, one after the other: the release, twice in one server, which shows what
+repeating it changes; the patched tree with every slug off, which must not differ by more than that;
+and the patched tree. Greedy tokens may part only where the release itself was undecided between two
+tokens, and until then each token's log-probability must agree.
+
+Exit codes: 0 alike, 1 apart, 2 wrong usage or refused, 4 an arm did not run.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HOME))
+
+from ci.regression.errors import Refused  # noqa: E402
+from ci.regression.presets import ALSO, ARCHS, PRESETS, RELEASES, Preset, preset  # noqa: E402
+from tests.platform.process import WorkerError  # noqa: E402
+
+ALIKE, APART, REFUSED, NOT_RUN = 0, 1, 2, 4
+# Characters of each text: one of some 4000 tokens, since up to index_topk (2048) tokens the indexer
+# is never asked which ones matter.
+LENGTHS = (200, 1200, 5000, 16000)
+
+
+def main() -> int:
+    given = parser().parse_args()
+    release = ALSO.get(given.release, given.release)
+    slugs = given.slugs.split(",") if given.slugs else None
+    from tests.platform import trees, value
+
+    try:
+        platform = value.available(given.platform or value.choose(), given.arch)[0]
+        chosen = preset(given.preset, release, platform.arch)
+    except (Refused, ValueError) as refusal:
+        print(f"parity: refused: {refusal}", file=sys.stderr)
+        return REFUSED
+    expected = [slug for slug in chosen.slugs if slugs is None or slug in slugs]
+    if not expected:
+        print(f"parity: refused: {chosen.name} does not run {given.slugs}", file=sys.stderr)
+        return REFUSED
+    flags = flags_of(chosen, given)
+    if given.dry_run:
+        print(shlex.join(["sglang.Engine", *flags]))
+        return ALIKE
+    pristine = trees.pristine_tree(release)
+    patched = given.patched_tree or trees.patched_tree(release)
+    texts = prompts(pristine, given.longest)
+    arms = {
+        "pristine": (pristine, {}, (*flags, *chosen.pristine), 2),
+        "off": (patched, {"SGLANG_ROCM_PATCHES": "0"}, (*flags, *chosen.pristine), 1),
+        "patched": (patched, {}, flags, 1),
+    }
+    found = {}
+    for name, (tree, switches, arguments, rounds) in arms.items():
+        print(f"parity: {name}, {tree}", file=sys.stderr, flush=True)
+        try:
+            found[name] = run(
+                tree, platform, trees.packages(release), chosen.environment | switches,
+                flags=list(arguments), prompts=texts, steps=given.steps, rounds=rounds,
+            )  # fmt: skip
+        except WorkerError as error:
+            print(f"parity: the {name} arm did not run\n{error}", file=sys.stderr)
+            return NOT_RUN
+    result = {
+        "preset": chosen.name,
+        "model": given.model or chosen.model,
+        "release": release,
+        "arch": platform.arch,
+        "pristine_differs": chosen.pristine_because or None,
+        **compare(found, expected),
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n".join([result["verdict"], *result["reasons"], str(given.output)]))
+    return ALIKE if result["verdict"] == "PASS" else APART
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="ci/parity.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--preset", required=True, choices=PRESETS)
+    made.add_argument("--release", required=True, choices=(*RELEASES, *ALSO))
+    made.add_argument("--slugs", help="patches on in the tree, comma-separated; default: all")
+    made.add_argument("--model", help="another path or name of the model's weights")
+    made.add_argument("--tp", type=int, help="another number of GPUs")
+    made.add_argument("--server-args", default="", metavar="ARGS", help="further flags, one word")
+    made.add_argument("--patched-tree", type=Path, help="default: the series on a copy")
+    made.add_argument("--platform", choices=("rocm", "cuda", "cpu"), help="default: the machine's")
+    made.add_argument("--arch", choices=ARCHS, help="default: the GPU's")
+    made.add_argument("--steps", type=int, default=64, help="tokens to generate")
+    made.add_argument("--longest", type=int, default=max(LENGTHS), help="characters of a prompt")
+    made.add_argument("--output", type=Path, default=Path("parity.json"))
+    made.add_argument("--dry-run", action="store_true", help="show the server's flags")
+    return made
+
+
+def flags_of(chosen: Preset, given: argparse.Namespace) -> list[str]:
+    flags = list(chosen.arguments)
+    if given.model:
+        flags += ["--model-path", given.model]
+    if given.tp:
+        flags += ["--tp", str(given.tp)]
+    return flags + shlex.split(given.server_args)
+
+
+def prompts(pristine: Path, longest: int) -> list[str]:
+    """Texts of a kind that models know well, so near ties are few: the release's own source."""
+    text = (pristine / "sglang/srt/server_args.py").read_text()
+    lengths = [length for length in LENGTHS if length <= longest] or [longest]
+    return [text[start * 1000 :][:length] for start, length in enumerate(lengths)]
+
+
+def run(tree, platform, packages, environment, **inputs) -> dict:
+    from tests.platform.arm import Arm
+
+    arm = Arm(tree, platform, packages=packages, **environment)
+    return arm.run("tests.engine.scenarios.parity:generate", alone=True, **inputs).outputs
+
+
+def compare(found: dict[str, dict], expected: list[str]) -> dict:
+    """The verdict over what the arms gave, with every reason against it."""
+    from tests.tolerances import LOGPROB
+
+    first, again = ((found["pristine"], i) for i in range(2))
+    reasons, repeated = departures(first, again, bound=float("inf"))
+    # What repeating the release changes is no fault of a patch; without that, LOGPROB is allowed.
+    bound = max(LOGPROB, 2 * repeated)
+    measured = {"repeated": repeated}
+    for arm, allowed in (("off", 2 * repeated), ("patched", bound)):
+        departed, measured[arm] = departures(first, (found[arm], 0), allowed)
+        reasons += [f"{arm}: {each}" for each in departed]
+    slugs = found["patched"]["slugs"] or {}
+    inactive = {slug: slugs.get(slug, {}).get("state") for slug in expected}
+    reasons += [f"{s} is {state}" for s, state in inactive.items() if state != "active"]
+    return {
+        "verdict": "FAIL" if reasons else "PASS",
+        "reasons": reasons,
+        "bound": bound,
+        "largest_difference": measured,
+        "prompts": len(found["patched"]["tokens"][0]),
+        "slugs": {slug: slugs[slug]["state"] for slug in slugs},
+    }
+
+
+def departures(one: tuple[dict, int], other: tuple[dict, int], bound: float):
+    """Where `other` is farther from `one` than rounding explains, in words; the largest difference.
+
+    Each is an arm's result and the round of it. Up to the first other token the log-probabilities
+    must agree; there, `one` must have been undecided: its two likeliest no farther apart than what
+    both arms' roundings together may move.
+    """
+    reasons, largest = [], 0.0
+    (left, i), (right, j) = one, other
+    for prompt, (a, b) in enumerate(zip(left["tokens"][i], right["tokens"][j], strict=True)):
+        for step, (x, y) in enumerate(zip(a, b, strict=True)):
+            (best, _), (second, _) = left["likeliest"][i][prompt][step]
+            if x != y:
+                if not best - second <= 2 * bound:
+                    gap = f"a gap of {best - second:.3g} nats is no near tie"
+                    reasons.append(f"prompt {prompt}, token {step}: {y}, not {x}; {gap}")
+                break
+            difference = abs(best - right["likeliest"][j][prompt][step][0][0])
+            if not difference <= bound:
+                where = f"prompt {prompt}, token {step}"
+                reasons.append(f"{where}: {difference:.3g} nats apart, {bound:.3g} allowed")
+                break
+            largest = max(largest, difference)
+    return reasons, largest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

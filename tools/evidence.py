@@ -60,7 +60,7 @@ class Evidence:
 
     @property
     def rows(self) -> list[dict]:
-        return self.content["rows"] if isinstance(self.content, dict) else self.content
+        return self.content.get("rows", []) if isinstance(self.content, dict) else self.content
 
     @property
     def renew(self) -> str:
@@ -70,8 +70,8 @@ class Evidence:
         """What decided this evidence about a slug and is another now; empty: fresh."""
         if self.subject == "seeded-faults":
             now = evidence_key.digest(evidence_key.of_slug(slug, self.house), self.house)
-            rows = [row for row in self.rows if row["slug"] == slug]
-            return [row["fault"] for row in rows if row.get("digest") != now]
+            then = {row.get("digest") for row in self.rows if row["slug"] == slug}
+            return [] if then == {now} else [f"digest of {slug}"]
         if self.key is None:
             return ["no key"]
         if self.subject == "tests":

@@ -132,12 +132,16 @@ def ratio(row: dict) -> float | None:
     return row["ours_us"] / theirs if theirs else None
 
 
+def median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def spread(values: list[float | None], unit: str) -> str:
-    known = sorted(value for value in values if value is not None)
+    known = [value for value in values if value is not None]
     if not known:
         return NONE
-    middle = f"{statistics.median(known):.2f}{unit}"
-    return f"{middle} ({known[0]:.2f} to {known[-1]:.2f})" if len(known) > 1 else middle
+    return f"{median(known):.2f}{unit} ({min(known):.2f} to {max(known):.2f})"
 
 
 def machine_code(house: Path, patches: series.PatchSet) -> str:

@@ -1,0 +1,237 @@
+"""Catches: a page that hides what is stale, claims what was not run, or does not fit a phone."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patchset import series
+from tests import evidence_key
+
+pytest.importorskip("matplotlib", reason="ci/requirements-tools.txt is not installed")
+pytest.importorskip("jinja2", reason="ci/requirements-tools.txt is not installed")
+
+HOUSE = Path(__file__).resolve().parents[2]
+TOKENS = (1, 64, 1024, 8192)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESKTOP, PHONE = (1440, 1000), (390, 844)
+
+
+def invented_bench(slug, module, works):
+    """Rows as bench/run.py writes them, with times of nobody's device."""
+    rows = [
+        {
+            "work": work,
+            "model": model,
+            "tp": tp,
+            "tokens": tokens,
+            "cache_dtype": "fp8",
+            "launches": 1.0,
+            "ours_us": max(1.3, tokens * 0.004 / tp),
+            "upstream_us": max(2.2, tokens * 0.02 / tp),
+            "eager_us": None,
+            "floor_us": tokens * 0.003 / tp,
+            "empty_us": 0.68,
+        }
+        for work in works
+        for model in ("gpt-oss-120b", "Qwen3-MoE")
+        for tp in (1, 8)
+        for tokens in TOKENS
+    ]
+    key = evidence_key.key("Invented GPU", evidence_key.modules([module]))
+    return {"key": key | {"bandwidth_tb_s": 4.0, "driver": "1.2"}, "rows": rows}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of what the page is made from, with invented measurements beside the real ones."""
+    house = tmp_path_factory.mktemp("house")
+    for folder in ("patchset", "patches", "overlay", "tools", "evidence"):
+        shutil.copytree(HOUSE / folder, house / folder)
+    (house / "tests").mkdir()
+    for file in ("tests/__init__.py", "tests/evidence_key.py"):
+        shutil.copy(HOUSE / file, house / file)
+    for slug, module, works in (
+        ("rope_kv_store", "rope_kv_store_kernel", ("all layers", "sliding window")),
+        ("layernorm", "layernorm_kernel", ("k_norm",)),
+    ):
+        kept = house / "evidence" / f"{slug}.Invented-GPU.json"
+        kept.write_text(json.dumps(invented_bench(slug, module, works)))
+    release = series.load(HOUSE).releases["0.5.10.post1"]
+    result = {
+        "verdict": "PASS",
+        "message": "not worse than pristine by 1.5 points",
+        "configuration": {
+            "release": release.name,
+            "model": "openai/gpt-oss-120b",
+            "arch": "gfx942",
+            "slugs": ["rope-kv-store"],
+            "digest": release.digest,
+        },
+    }
+    (house / "evidence/gsm8k.gpt-oss-120b.Invented-GPU.json").write_text(json.dumps(result))
+    return house
+
+
+def made(house, output):
+    done = subprocess.run(
+        [sys.executable, house / "tools/report.py", "--output", output],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (output / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def text(house, tmp_path_factory):
+    return made(house, tmp_path_factory.mktemp("page"))
+
+
+def row_of(text, release, slug):
+    rows = re.findall(r"<tr>.*?</tr>", text.partition('id="matrix-table"')[2], re.S)
+    return next(row for row in rows if f">{release}</td>" in row and f"<strong>{slug}<" in row)
+
+
+@pytest.mark.slow
+def test_the_page_is_the_same_for_the_same_evidence_and_needs_nothing_else(house, text, tmp_path):
+    assert made(house, tmp_path) == text
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "url(" not in text.replace("url(#", "")
+    assert "@import" not in text
+
+
+def test_every_slug_of_every_release_has_a_row(text):
+    for release in series.load(HOUSE).releases.values():
+        for slug in release.patches:
+            assert release.patches[slug].trailers["Numerics"].split("<")[0] in row_of(
+                text, release.name, slug
+            )
+
+
+def test_what_was_not_run_is_not_claimed(text):
+    assert "PASS" in row_of(text, "0.5.10.post1", "rope-kv-store")
+    assert row_of(text, "0.5.10.post1", "indexer").count("not run") == 2
+
+
+def test_the_estimate_is_marked_and_follows_the_bytes(text):
+    assert "Estimates, not measurements" in text
+    row = next(r for r in re.findall(r"<tr>.*?</tr>", text, re.S) if "<td>8192</td>" in r)
+    floor = 8192 * 0.003  # microseconds at 4.0 TB/s
+    estimates = re.findall(r'class="estimate">([\d.]+)<', row)
+    assert estimates == [f"{floor * 4.0 / peak:.2f}" for peak in (5.3, 8.0)]
+
+
+@pytest.mark.slow
+def test_evidence_goes_stale_with_its_kernel_and_is_marked(house, tmp_path):
+    other = tmp_path / "house"
+    shutil.copytree(house, other)
+    kernel = other / "overlay/sglang/srt/rocm_patches/layernorm_kernel.py"
+    kernel.write_text(kernel.read_text() + "\n# changed\n")
+    text = made(other, tmp_path)
+    assert 'title="Invented-GPU">stale' in row_of(text, "0.5.10.post1", "layernorm")
+    assert 'title="Invented-GPU">stale' not in row_of(text, "0.5.10.post1", "rope-kv-store")
+
+
+# In a browser -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = selenium.ChromeService(executable_path=driver)
+    driver = selenium.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, text, tmp_path):
+    (tmp_path / "index.html").write_text(text)
+    browser.set_window_size(*DESKTOP)
+    browser.get(f"file://{tmp_path}/index.html")
+    return browser
+
+
+def shown(page, column):
+    """What a column of the matrix shows, from top to bottom."""
+    return page.execute_script(
+        "return [...document.querySelectorAll('#matrix-table tbody tr')].filter(r => !r.hidden)"
+        ".map(r => r.cells[arguments[0]].firstChild.textContent.trim())",
+        column,
+    )
+
+
+def rendered_at(page, size):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False},
+    )
+
+
+@pytest.mark.slow
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(page):
+    slugs = shown(page, 1)
+    heading = page.find_elements("css selector", "#matrix-table th button")[1]
+    heading.click()
+    assert shown(page, 1) == sorted(slugs) != slugs
+    heading.click()
+    assert shown(page, 1) == sorted(slugs, reverse=True)
+    saved = page.find_elements("css selector", "#matrix-table th button")[5]
+    saved.click()
+    saved.click()  # falling: most launches saved first
+    assert shown(page, 1)[0] in ("layernorm", "indexer", "nsa-fp8-kv")
+
+
+@pytest.mark.slow
+def test_words_and_choices_filter(page):
+    everything = len(shown(page, 0))
+    words = page.find_element("css selector", "#matrix input[type=search]")
+    words.send_keys("rope-kv")
+    assert set(shown(page, 1)) == {"rope-kv-store"}
+    words.clear()
+    words.send_keys(" ")
+    assert len(shown(page, 0)) == everything
+    choice = page.find_element("css selector", "#matrix select[data-column=release]")
+    option = choice.find_elements("tag name", "option")[1]
+    option.click()
+    assert set(shown(page, 0)) == {option.text}
+    count = page.find_element("css selector", "#matrix output").text
+    assert count == f"{len(shown(page, 0))} of {everything}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_fits_the_screen_and_the_browser_complains_of_nothing(page, size, tmp_path):
+    rendered_at(page, size)
+    width = page.execute_script("return document.scrollingElement.scrollWidth")
+    assert width <= size[0]
+    images = page.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert images
+    assert all(images)
+    assert page.get_log("browser") == []
+    assert page.save_screenshot(str(tmp_path / "page.png"))
+    picture = (tmp_path / "page.png").read_bytes()
+    assert len(picture) > 20_000  # an empty page's has a few thousand

@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Write one static page of what evidence/ holds, to read anywhere without a network.
+
+    python3 tools/report.py [--output FOLDER]     FOLDER/index.html; default: build/report
+
+Releases and slugs with what is proven of each, plots, every measured row with an estimate for AMD's
+memory, the machine code of every kernel, accuracy and throughput where they were run, and which
+evidence is stale. Needs what ci/requirements-tools.txt names.
+Exit codes: 0 written, 1 not, 2 wrong usage.
+"""
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+
+HOUSE = Path(__file__).resolve().parent.parent
+if str(HOUSE) not in sys.path:
+    sys.path.insert(0, str(HOUSE))
+
+from patchset import series  # noqa: E402  # the folder above is put on the path first
+from patchset.errors import Refused  # noqa: E402
+from tools import evidence, tables  # noqa: E402
+
+PAGE = Path(__file__).resolve().parent / "page"
+# Published peak bandwidths of the memory, bytes in a microsecond.
+HBM = {"MI300X": 5.3e6, "MI355X": 8.0e6}
+NOT_RUN = {"text": "not run", "kind": "none", "stale": False, "model": ""}
+
+
+def page(house: Path) -> str:
+    """The page as text, from the checkout at ``house``."""
+    try:
+        import jinja2
+    except ImportError as lacking:
+        raise Refused(f"{lacking}; python3 -m pip install -r ci/requirements-tools.txt") from None
+    patches = series.load(house)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    judged = list(evidence.judgements(house))
+    return environment.get_template("index.html.jinja").render(
+        releases=list(patches.releases.values()),
+        slugs=patches.slugs,
+        subjects={slug: _newest(patches, slug).trailers["Subject"] for slug in patches.slugs},
+        matrix=matrix(house, patches),
+        benches=[bench(found, patches) for found in evidence.benches(house, patches.slugs)],
+        code=machine_code(house),
+        runs=runs(house, patches),
+        faults=faults(house, patches),
+        files=judged,
+        stale=sum(not each["fresh"] for each in judged),
+        hbm=HBM,
+        style=(PAGE / "style.css").read_text(),
+        script=(PAGE / "script.js").read_text(),
+    )
+
+
+def _newest(patches: series.PatchSet, slug: str) -> series.Patch:
+    return next(r.patches[slug] for r in reversed(patches.releases.values()) if slug in r.patches)
+
+
+# What stands of each slug in each release -------------------------------------------------------
+
+
+def matrix(house: Path, patches: series.PatchSet) -> list[dict]:
+    rows = []
+    for release in reversed(patches.releases.values()):
+        for slug in patches.slugs:
+            if slug not in release.patches:
+                continue
+            counted = tables.launches(house, release, slug, patches)
+            rows.append(
+                {
+                    "release": release.name,
+                    "slug": slug,
+                    "state": tables.standing(release, slug),
+                    "numerics": release.patches[slug].trailers["Numerics"],
+                    "proven": tables.platforms(house, release.name, slug),
+                    "launches": counted,
+                    "saved": max((row["pristine"] - row["patched"] for row in counted), default=0),
+                    "speed": speeds(house, slug, patches),
+                    "code": fitness(house, slug),
+                    "accuracy": verdicts(house, "gsm8k", release, slug),
+                    "throughput": verdicts(house, "throughput", release, slug),
+                }
+            )
+    return rows
+
+
+def speeds(house: Path, slug: str, patches: series.PatchSet) -> list[dict]:
+    """One summary for each device and part of the slug that was measured."""
+    found = []
+    for measured in evidence.benches(house, patches.slugs):
+        if measured.slugs(patches.slugs) != [slug]:
+            continue
+        long = [row for row in measured.rows if row["tokens"] == 8192]
+        short = [row for row in measured.rows if row["tokens"] <= 64]
+        found.append(
+            {
+                "subject": measured.subject,
+                "device": measured.device,
+                "stale": bool(measured.changed(slug)),
+                "floor": tables.median([row["ours_us"] / row["floor_us"] for row in long]),
+                "short": tables.median([tables.ratio(row) for row in short]),
+            }
+        )
+    return found
+
+
+def fitness(house: Path, slug: str) -> list[dict]:
+    """For each chip, whether the slug's kernels were compiled for it and how they came out."""
+    found = []
+    for report in evidence.load(house, "aot.*.json"):
+        forms = [row for row in report.rows if row["slug"] == slug]
+        if forms:
+            found.append(
+                {
+                    "chip": report.device,
+                    "stale": bool(report.changed(slug)),
+                    "forms": len(forms),
+                    "waves": min(row["waves"] for row in forms),
+                    "scratch": max(row["scratch"] + row["spills"] for row in forms),
+                }
+            )
+    return found
+
+
+def verdicts(house: Path, kind: str, release: series.Release, slug: str) -> list[dict]:
+    return [
+        {"text": run["verdict"], "kind": run["kind"], "stale": run["stale"], "model": run["model"]}
+        for run in runs_of(house, kind, {release.name: release})
+        if slug in run["slugs"]
+    ] or [NOT_RUN]
+
+
+# Measured rows, with an estimate for chips that nobody here has ---------------------------------
+
+
+def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
+    (slug,) = measured.slugs(patches.slugs)
+    bandwidth = (measured.key or {}).get("bandwidth_tb_s")
+    rows = [
+        row
+        | {
+            "ratio": row["ours_us"] / row["floor_us"],
+            "against": tables.ratio(row),
+            "estimates": estimates(row, bandwidth and bandwidth * 1e6),
+        }
+        for row in measured.rows
+    ]
+    return {
+        "subject": measured.subject,
+        "slug": slug,
+        "device": measured.device,
+        "stale": measured.changed(slug),
+        "key": measured.key or {},
+        "rows": rows,
+        "plots": [] if any("model" not in row for row in rows) else plots(rows),
+    }
+
+
+def estimates(row: dict, bandwidth: float | None) -> dict[str, float | None]:
+    """Microseconds that a chip cannot go below: the row's bytes over its peak bandwidth, or the
+    launches at what an empty one costs on the measured device, since none was timed on AMD."""
+    if bandwidth is None:
+        return dict.fromkeys(HBM)
+    moved = row["floor_us"] * bandwidth
+    launches = row["launches"] * row["empty_us"]
+    return {chip: max(moved / peak, launches) for chip, peak in HBM.items()}
+
+
+def plots(rows: list[dict]) -> list[dict]:
+    """A picture for each kind of work, model and cache, at the most ranks that were measured."""
+    from tools.plots import time_against_tokens
+
+    lines: dict[tuple, list[dict]] = {}
+    for row in rows:
+        lines.setdefault((row.get("work", ""), row["model"], row["cache_dtype"]), []).append(row)
+    drawn = []
+    for (work, model, cache), line in lines.items():
+        tp = max(row["tp"] for row in line)
+        title = f"{work}: {model} TP{tp}, {cache}".removeprefix(": ")
+        svg = time_against_tokens([row for row in line if row["tp"] == tp], title)
+        data = base64.b64encode(svg.encode()).decode()
+        drawn.append({"title": title, "source": f"data:image/svg+xml;base64,{data}"})
+    return drawn
+
+
+# The rest ---------------------------------------------------------------------------------------
+
+
+def machine_code(house: Path) -> list[dict]:
+    return [
+        with_widths(row)
+        | {
+            "chip": report.device,
+            "name": row["kernel"].strip("_").removesuffix("_kernel"),
+            "models": condensed(row["models"]),
+            "upstream": row["upstream"] and with_widths(row["upstream"]),
+            "stale": bool(report.changed(row["slug"])),
+        }
+        for report in evidence.load(house, "aot.*.json")
+        for row in report.rows
+    ]
+
+
+def with_widths(row: dict) -> dict:
+    """Loads and stores as the widths of their accesses, widest first."""
+    return row | {
+        access: ", ".join(map(str, sorted(map(int, row[access]), reverse=True)))
+        for access in ("loads", "stores")
+    }
+
+
+def condensed(ranks: list[str]) -> str:
+    """["GLM-5 TP1", "GLM-5 TP4"] as "GLM-5 TP1/4"."""
+    models: dict[str, list[str]] = {}
+    for rank in ranks:
+        model, _, tp = rank.rpartition(" TP")
+        models.setdefault(model, []).append(tp)
+    return ", ".join(f"{model} TP{'/'.join(tps)}" for model, tps in models.items())
+
+
+def runs(house: Path, patches: series.PatchSet) -> list[dict]:
+    """Every accuracy and throughput comparison that was kept."""
+    return [
+        run for kind in ("gsm8k", "throughput") for run in runs_of(house, kind, patches.releases)
+    ]
+
+
+def runs_of(house: Path, kind: str, releases) -> list[dict]:
+    found = []
+    for kept in evidence.load(house, f"{kind}*.json"):
+        setting = kept.content.get("configuration", {})
+        release = releases.get(setting.get("release"))
+        if release is None:
+            continue
+        verdict = kept.content["verdict"]
+        found.append(
+            {
+                "file": kept.path.name,
+                "what": {"gsm8k": "GSM8K accuracy", "throughput": "throughput"}[kind],
+                "release": release.name,
+                "model": setting.get("model", ""),
+                "arch": setting.get("arch", ""),
+                "device": kept.device,
+                "slugs": setting.get("slugs", []),
+                "verdict": verdict,
+                "message": kept.content.get("message", ""),
+                "kind": {"PASS": "good", "REGRESSION": "bad"}.get(verdict, "unsure"),
+                "stale": setting.get("digest") != release.digest,
+            }
+        )
+    return found
+
+
+def faults(house: Path, patches: series.PatchSet) -> list[dict]:
+    """For each slug, how many of its faults a test caught when they were put in."""
+    found = []
+    for kept in evidence.load(house, "seeded-faults.json"):
+        for slug in patches.slugs:
+            rows = [row for row in kept.rows if row["slug"] == slug]
+            if rows:
+                caught = sum(row["caught"] for row in rows)
+                stale = bool(kept.changed(slug))
+                found.append({"slug": slug, "caught": caught, "stale": stale, "rows": rows})
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=HOUSE / "build" / "report", metavar="FOLDER")
+    args = parser.parse_args()
+    try:
+        text = page(HOUSE)
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "index.html").write_text(text, encoding="utf-8")
+    except (Refused, OSError) as problem:
+        raise SystemExit(f"report: {problem}") from problem
+    print(args.output / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

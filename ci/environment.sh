@@ -30,8 +30,11 @@ environment_for() {
     stamp=$("$python" --version; cat "${wanted[@]}")
     if [ ! -f "$home/stamp" ] || [ "$(cat "$home/stamp")" != "$stamp" ]; then
         echo "== environment: $home (a few minutes, once)"
-        rm -rf "$home"
-        "venv${beside:+_beside}" "$python" "$home"
+        # New requirements are added to what is there; another Python, or another checkout's, is not.
+        if [ -L "$home" ] || [ "$(head -n 1 "$home/stamp" 2>/dev/null)" != "${stamp%%$'\n'*}" ]; then
+            rm -rf "$home"
+            "venv${beside:+_beside}" "$python" "$home"
+        fi
         local file flags
         for file in "${wanted[@]}"; do
             flags=()

@@ -54,6 +54,8 @@ def pytest_configure(config):
     if config.option.patched_tree and not config.option.release:
         raise pytest.UsageError("--patched-tree TREE needs --release, the one that TREE is of")
     aot.triton_folder = config.option.aot_triton
+    if aot.triton_folder and not (aot.triton_folder / "triton").is_dir():
+        raise pytest.UsageError(f"--aot-triton: no Triton in {aot.triton_folder}")
     config.platforms = []
     if importlib.util.find_spec("torch") is None:  # the tool's own tests do without
         return

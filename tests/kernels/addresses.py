@@ -8,6 +8,8 @@ and grid; a value beyond 31 bits that an address is made of is told.
 import re
 
 LARGEST = 2**31 - 1
+# An i32 that is read from memory is a slot, a position or a count of tokens.
+READ = 2**30
 LINE = re.compile(r"^\s*%([\w#]+)(?::\d+)? = \"?([\w.]+)\"?(.*?)(?: loc\(.*)?$")
 COPIES = ("tt.splat", "tt.expand_dims", "tt.broadcast", "tt.reshape", "tt.trans", "tt.join")
 
@@ -28,7 +30,9 @@ def narrow(ttir: str, integers: dict[str, int], grid: tuple[int, ...]) -> list[s
         if operation == "tt.addptr":
             if operands[1] in wrapped:
                 faults.append(line.strip().partition(" loc(")[0])
-        elif re.search(r"i(32|64)>?$", rest) and operation != "tt.load":
+        elif operation == "tt.load":
+            bounds[name] = READ
+        elif re.search(r"i(32|64)>?$", rest):
             given = [bounds.get(operand, LARGEST) for operand in operands]
             bound = _bound(operation, rest, given, programs)
             if wrapped.intersection(operands):

@@ -70,17 +70,31 @@ class MachineCode:
 
     @property
     def branches_allowed(self) -> int:
-        """Two for each access of the source, if and loop: never one for each element.
+        """Two for the program, each if, each loop and each memory instruction of 4 bytes or more.
 
-        An access has one where its tensor ends past 2 GiB, so that no buffer instruction masks it,
-        for each of the two instructions that 16 elements of a lane take at the most.
+        Of narrower ones, no more are counted than the source has accesses: not one for each
+        element. Buffer instructions mask without a branch, but want a tensor below 2 GiB, and a
+        Triton that sees it.
         """
-        return 2 * len(re.findall(r"\btt\.(?:load|store)|\bscf\.(?:if|for|while)", self.ttir))
+        loads, stores = (collections.Counter(self.widths(a)) for a in ("load", "store"))
+        counts = loads + stores
+        narrow = sum(count for width, count in counts.items() if width < 4)
+        accesses = len(re.findall(r"\btt\.(?:load|store)", self.ttir))
+        regions = len(re.findall(r"\bscf\.(?:if|for|while)", self.ttir))
+        return 2 * (1 + counts.total() - narrow + min(narrow, accesses) + regions)
 
     @property
     def converts_e4m3(self) -> bool:
-        """Whether it converts to e4m3 or from it in hardware."""
-        return any("pk_fp8_f32" in name or "f32_fp8" in name for name in self.instructions)
+        """Whether it converts to or from e4m3, as often as the source asks, in hardware alone."""
+        asked = {
+            "pk_fp8_f32": r"tt\.fp_to_fp.*-> \S*f8E4M3",
+            "f32_fp8": r"tt\.fp_to_fp[^>]*f8E4M3",
+        }
+        return all(
+            any(instruction in name for name in self.instructions)
+            for instruction, form in asked.items()
+            if re.search(form, self.ttir)
+        )
 
     @property
     def waves(self) -> int:
@@ -214,7 +228,10 @@ def _compile_here(module, kernel, signature, constexprs, arch, far, options):
         target=GPUTarget("hip", arch, 64),
         options=options,
     )
-    assembly = compiled.asm["amdgcn"]
+    assembly, ttir = compiled.asm["amdgcn"], compiled.asm["ttir"]
+    arguments = [name for name in function.arg_names if name not in constexprs]
+    for index, name in enumerate(arguments):  # before 3.5 they have no names there
+        ttir = re.sub(rf"%arg{index}\b", f"%{name}", ttir)
     counts = {
         name: int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
         for name in (
@@ -232,7 +249,7 @@ def _compile_here(module, kernel, signature, constexprs, arch, far, options):
         "triton": triton.__version__,
         "warps": compiled.metadata.num_warps,
         "assembly": assembly,
-        "ttir": compiled.asm["ttir"],
+        "ttir": ttir,
     }
 
 

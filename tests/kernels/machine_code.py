@@ -24,8 +24,6 @@ SLUGS = tuple(series.load(ROOT).slugs)
 LEAST_WAVES = 4
 # A row of the index cache has 132 bytes, one token each: no store to it can be wider than 4.
 WIDEST_STORE = {"_store_index_k_kernel": 4}
-# What reads e4m3 and does not write it: that has been in hardware in every Triton.
-READS_E4M3 = {"_widen_kernel"}
 MANY_TOKENS = 16384
 
 
@@ -38,9 +36,8 @@ def problems(code: MachineCode, row: dict) -> Iterator[str]:
     if code.waves < LEAST_WAVES:
         yield f"{code.vgpr_count} VGPRs and {code.lds} bytes of LDS leave {code.waves} waves a SIMD"
     fp8 = any("fp8" in kind for kind in row["launch"]["signature"].values())
-    native = code.native_e4m3 or row["launch"]["kernel"] in READS_E4M3
-    if fp8 and native != code.converts_e4m3:
-        yield f"e4m3 in {'software' if native else 'hardware, unlike its Triton'}"
+    if code.native_e4m3 and not code.converts_e4m3:
+        yield "e4m3 in software"
     if code.branches > code.branches_allowed:
         yield f"{code.branches} branches, {code.branches_allowed} allowed: one an element"
     if max(call["tokens"] for call in row["calls"]) == MANY_TOKENS:
@@ -110,7 +107,7 @@ def resources(code: MachineCode) -> dict:
         "stores": code.widths("store"),
         "branches": code.branches,
         "instructions": sum(code.instructions.values()),
-        "e4m3_in_hardware": code.converts_e4m3,
+        "e4m3": code.converts_e4m3,
     }
 
 

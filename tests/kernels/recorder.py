@@ -103,6 +103,7 @@ def _kind(value, parameter) -> str:
     if isinstance(value, torch.Tensor):
         # Allocations are aligned to more than 16 bytes; a view is as far from one as its offset.
         aligned = value.storage_offset() * value.itemsize % 16 == 0
+        aligned &= not parameter.do_not_specialize_on_alignment
         return f"*{TRITON_TYPES[value.dtype]}:{16 if aligned else value.itemsize}"
     if isinstance(value, int):
         kind = "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -52,6 +52,7 @@ class Case:
 
 
 DIVIDED = "prefill divides the live k and v by their scales; decode stores without them"
+UNREAD = "prefill divides the live k and v by their scales, and no attention reads with them"
 WINDOW = "decode attends to one key fewer than the window holds"
 NSA = ("layernorm", "indexer", "nsa-fp8-kv")
 ROPE = ("rope-kv-store",)
@@ -84,6 +85,19 @@ CASES = {
     ),
     "minimax-m2-fp8-scaled-unified": Case(
         "minimax-m2", "fp8", WRITE, ("gfx950",), PAGED, UNIFIED, SCALES, (), DIVIDED
+    ),
+    "0.5.9-minimax-m2-bf16": Case(
+        "minimax-m2", "bf16", (), ("gfx942",), AITER, bitwise=("gfx942",), release="0.5.9"
+    ),
+    "0.5.9-minimax-m2-fp8": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx950",), AITER, release="0.5.9"
+    ),
+    "0.5.9-minimax-m2-fp8-scaled": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), UNREAD, release="0.5.9"
+    ),
+    "0.5.9-qwen3-moe-fp8-scaled-aiter": Case(
+        "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx950",), AITER, {}, SCALES, (), UNREAD,
+        release="0.5.9",
     ),
 }  # fmt: skip
 # Longer than index_topk: what the indexers select is all that attention sees.

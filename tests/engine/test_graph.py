@@ -5,7 +5,12 @@ import pytest
 from tests.engine.cases import CASES, in_a_graph
 
 pytestmark = pytest.mark.slow
-REPLAYED = ["glm-5-fp8", "qwen3-moe-fp8-scaled", "minimax-m2-fp8-scaled-unified"]
+REPLAYED = [
+    "glm-5-fp8",
+    "qwen3-moe-fp8-scaled",
+    "minimax-m2-fp8-scaled-unified",
+    "0.5.9-minimax-m2-fp8-scaled",
+]
 
 
 @pytest.fixture(params=REPLAYED)

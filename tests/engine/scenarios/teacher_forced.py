@@ -44,6 +44,7 @@ def logits(
     from sglang import bench_one_batch
 
     hardware.grant(platform)
+    know_minimax()
     runner = model_runner(path, server, scales)
     watch = Watch(runner.model, trace)
     forwards = {"logits": [], "selected": [], "launches": [], "trace": []}
@@ -196,6 +197,16 @@ def positions(slots: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     if int(chosen.sum()) != int((slots >= 0).sum()):
         raise AssertionError("the indexer chose a slot twice, or one of another request")
     return chosen.nonzero().flatten()
+
+
+def know_minimax() -> None:
+    """As a user does whose transformers is older than MiniMax-M2, such as 0.5.9's."""
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if "minimax_m2" not in CONFIG_MAPPING:
+        fields = {"model_type": "minimax_m2", "rope_scaling": None}
+        AutoConfig.register("minimax_m2", type("MiniMaxM2Config", (PretrainedConfig,), fields))
 
 
 def slugs() -> dict | None:

@@ -29,7 +29,9 @@ POWER = 0.80
 # resolved in one pass over GSM8K; a noisier server gets the wider margin, and more runs.
 QUIET, MARGIN, NOISY_MARGIN = 0.02, 0.01, 0.015
 RATE_ALLOWANCE = 0.01  # invalid or cut-off answers above the pristine arm's
-FLIP_ALLOWANCE = 0.02  # patched-pristine discordance above pristine-pristine
+# Right in the pristine arm, wrong in the patched one, above what pristine runs lose to each other:
+# not their difference with what is gained, which a patch that answers otherwise may hide.
+FLIP_ALLOWANCE = 0.01
 FLOOR = 0.10  # a pristine arm below this answers nothing that could be lost
 FEW = 10  # discordant questions below which the normal approximation is not used
 
@@ -199,7 +201,7 @@ def decide(
             "one pristine run alone: its own noise is not known, so nothing can pass; a second "
             "pristine run is needed"
         )
-    elif _excess_of_flips(flips, noise) > FLIP_ALLOWANCE:
+    elif _excess_of_flips(pristine, patched, noise) > FLIP_ALLOWANCE:
         open_questions.append(
             f"{flipped:.2%} of the questions flip between the arms, {a_a:.2%} between pristine "
             "runs: more than noise; look at the flipped questions, further runs will not settle it"
@@ -241,9 +243,15 @@ def _rate(name: str, pristine: Sequence[Run], patched: Sequence[Run]) -> dict[st
     return {"pristine": shares[0], "patched": shares[1], "p": p}
 
 
-def _excess_of_flips(flips: dict[str, float], noise: dict[str, float]) -> float:
-    """One-sided 95 % lower bound of how many more questions flip between than within arms."""
-    excess = [flips[doc] - noise[doc] for doc in flips]
+def _excess_of_flips(
+    pristine: Sequence[Run], patched: Sequence[Run], noise: dict[str, float]
+) -> float:
+    """One-sided 95 % lower bound of how much more often an answer is lost than by noise."""
+    pairs = list(itertools.product(pristine, patched))
+    excess = [
+        sum(a.correct[doc] and not b.correct[doc] for a, b in pairs) / len(pairs) - noise[doc] / 2
+        for doc in noise
+    ]
     n = len(excess)
     if n < 2:
         return -1.0

@@ -84,7 +84,7 @@ def _row(sample: dict[str, Any], answers: dict[str, dict[str, Any]]) -> dict[str
         "doc_id": sample["doc_id"],
         "correct": bool(sample["exact_match"]),
         "invalid": prediction == INVALID,
-        **answers[str(sample["arguments"]["gen_args_0"]["arg_0"])],
+        **answers[str(sample["arguments"][0][0])],
         "prediction": prediction,
         "target": sample["target"].rpartition("####")[2].strip(),
         "prompt_hash": sample["prompt_hash"],

@@ -106,7 +106,7 @@ def same_questions(runs: Iterable[Run]) -> None:
         if not lacking and not beyond:
             continue
         parts = [
-            f"{len(ids)} only in {name} ({', '.join(sorted(ids)[:SHOWN])}, ...)"
+            f"{len(ids)} only in {name} ({_named(ids)})"
             for ids, name in ((lacking, first.name), (beyond, other.name))
             if ids
         ]
@@ -114,6 +114,11 @@ def same_questions(runs: Iterable[Run]) -> None:
             f"{first.name} and {other.name} hold different questions: {'; '.join(parts)}; "
             "they are compared in pairs, so every run must hold the same ones"
         )
+
+
+def _named(ids: Iterable[str]) -> str:
+    first = sorted(ids)
+    return ", ".join(first[:SHOWN] + ["..."] * (len(first) > SHOWN))
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

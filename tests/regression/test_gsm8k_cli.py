@@ -1,0 +1,136 @@
+"""Catches a log that is misread, a refusal without its reason, a wrong exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("scipy")
+
+from ci.regression import accuracy_cli
+from tests.platform.trees import ROOT
+
+GOOD = "".join(json.dumps({"doc_id": doc, "correct": doc > 20}) + "\n" for doc in range(400))
+
+
+@pytest.fixture
+def log(tmp_path):
+    def write(name, text=GOOD):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def decide(capsys, pristine, patched, *further):
+    arguments = ["decide", "--json", *further]
+    for arm, paths in (("--pristine", pristine), ("--patched", patched)):
+        for path in paths:
+            arguments += [arm, path]
+    code = accuracy_cli.main(arguments)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_saved_logs_alone_give_the_verdict(capsys, log):
+    same = [log("a"), log("b")]
+    code, found = decide(capsys, same, same)
+    assert (code, found["verdict"]) == (0, "PASS")
+
+
+def test_a_regression_exits_with_1(capsys, log):
+    worse = log("c", GOOD.replace("true", "false", 60))
+    code, found = decide(capsys, [log("a"), log("b")], [worse, worse])
+    assert (code, found["verdict"]) == (1, "REGRESSION")
+
+
+def test_an_open_question_exits_with_3_and_says_how_many_runs_settle_it(capsys, log):
+    code, found = decide(capsys, [log("a")], [log("b")])
+    assert (code, found["verdict"], found["further_runs"]) == (3, "INCONCLUSIVE", 1)
+
+
+def test_numbers_texts_and_order_name_the_same_questions(capsys, log):
+    rows = [json.loads(line) for line in GOOD.splitlines()]
+    other = [{"doc_id": str(r["doc_id"]), "correct": int(r["correct"])} for r in reversed(rows)]
+    text = "\n\n".join(json.dumps(row) for row in other)
+    code, found = decide(capsys, [log("a"), log("b", text)], [log("c", text), log("d")])
+    assert code == 0
+    assert found["statistics"]["flips"] == {"pristine_pristine": 0, "patched_pristine": 0}
+
+
+REFUSED = {
+    "empty": ("", "holds no question"),
+    "blank": ("\n \n", "holds no question"),
+    "cut off": (GOOD[:-5], ":400: no JSON"),
+    "not an object": (GOOD + "[1]\n", ":401: not a JSON object"),
+    "a question twice": (GOOD + GOOD.splitlines()[7], ":401: question 7 is there twice"),
+    "no id": (GOOD.replace('"doc_id": 3,', '"id": 3,', 1), ":4: `doc_id` is null"),
+    "an id that is a truth": (GOOD.replace('"doc_id": 3,', '"doc_id": true,', 1), ":4: `doc_id`"),
+    "no answer": (GOOD.replace(', "correct": false', "", 1), ":1: `correct` is null"),
+    "an answer in words": (GOOD.replace("false", '"yes"', 1), ':1: `correct` is "yes"'),
+    "half an answer": (GOOD.replace("false", "0.5", 1), ":1: `correct` is 0.5"),
+    "a question less": ("".join(GOOD.splitlines(keepends=True)[:-1]), "1 only in"),
+    "a failed request": (
+        GOOD.replace("false}", 'false, "error": "ConnectionReset"}', 1),
+        "that is no wrong answer",
+    ),
+    "no text": (b"\xff\xfe\x00", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_log_that_is_not_whole_is_refused_with_its_place(capsys, log, name):
+    text, reason = REFUSED[name]
+    bad = log("bad", text)
+    for pristine, patched in (([bad, log("a")], [log("b")]), ([log("a")], [log("b"), bad])):
+        code, found = decide(capsys, pristine, patched)
+        assert (code, found["verdict"]) == (2, "REFUSED")
+        assert reason in found["message"]
+
+
+def test_a_log_that_is_not_there_is_refused(capsys, log, tmp_path):
+    code, found = decide(capsys, [str(tmp_path / "none.jsonl")], [log("a")])
+    assert (code, found["verdict"]) == (2, "REFUSED")
+
+
+def test_an_arm_without_a_log_is_wrong_usage(log):
+    with pytest.raises(SystemExit) as ended:
+        accuracy_cli.main(["decide", "--pristine", log("a")])
+    assert ended.value.code == 2
+
+
+def test_deciding_needs_scipy_and_neither_torch_nor_lm_eval(log):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'lm_eval', 'transformers', 'datasets', 'sglang', 'tqdm'):\n"
+        "    sys.modules[name] = None\n"
+        "from ci.regression.accuracy_cli import main\n"
+        f"sys.exit(main(['decide', '--pristine', {log('a')!r}, '--patched', {log('b')!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": ""}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "INCONCLUSIVE" in done.stdout
+
+
+def test_results_are_combined_and_what_is_no_result_is_refused(capsys, log, tmp_path):
+    logs = [log("a"), log("b")]
+    _, found = decide(capsys, logs, logs)
+    result = tmp_path / "one.json"
+    result.write_text(json.dumps(found))
+    assert accuracy_cli.main(["combine", str(result), "--json"]) == 0
+    result.write_text("{}")
+    assert accuracy_cli.main(["combine", str(result)]) == 2
+
+
+def test_the_help_documents_the_exit_codes(capsys):
+    for arguments in (["--help"], ["decide", "--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit):
+            accuracy_cli.main(arguments)
+        said = capsys.readouterr().out
+        assert "0    PASS" in said
+        assert "3    INCONCLUSIVE" in said

@@ -1,0 +1,246 @@
+"""Tiny models that can do small arithmetic in GSM8K's form, so that an accuracy means something.
+
+    toy("minimax-m2").path      a checkpoint with its tokenizer, for sglang
+    toy("minimax-m2").data      a folder with train.jsonl and test.jsonl, for ci/gsm8k.py --data
+
+Trained in half a minute on a CPU (this file as a script), kept under build/ by all they depend on.
+A question tells two numbers and whether they are added or subtracted; which number is which is
+told by position alone, so that attention without the right rotation cannot answer. "glm-5" has
+one NSA layer, and its indexer is trained to keep what attention looks at.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from tests.engine.checkpoints import (  # noqa: E402  # as a script, the folder above first
+    CONFIGS,
+    KEPT,
+    as_older_readers_expect,
+)
+
+NAMES = ["Tom", "Ann", "Bob", "Eve", "Max", "Lea", "Jim", "Zoe"]
+THINGS = ["apples", "pens", "books", "coins", "cards", "balls", "cups", "eggs"]
+LARGEST = 18  # 9 + 9
+QUESTIONS = 400
+WORDS = (
+    ["<unk>", "Question:", "\n\nQuestion:", "\nAnswer:"]
+    + [f" {word}" for word in ["has", "and", "gives", "buys", ".", "How", "many", "?", "####"]]
+    + [f" {word}" for word in NAMES + THINGS]
+    + [f" {number}" for number in range(LARGEST + 1)]
+)
+VOCABULARY = 64
+SIZE = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "max_position_embeddings": 4096}
+TOYS = {
+    "minimax-m2": CONFIGS["minimax-m2"] | SIZE,
+    "glm-5": CONFIGS["glm-5-long"] | SIZE | {"qk_nope_head_dim": 32, "v_head_dim": 32},
+}
+SHOTS_IN_TRAINING, BATCH, STEPS, RATE = 6, 10, 700, 4e-3
+FARTHEST = 3000  # tokens between a shot and the question, in training
+# 15 tokens a shot: the prompt is a quarter longer than index_topk.
+NSA_SHOTS, QUESTION_TOKENS, INDEXER_STEPS = 170, 14, 150
+# For this share of the steps attention is trained with its scores scaled by that, so that it is as
+# sure over thousands of tokens as it was over a hundred.
+SOFTENED, SOFT_STEPS = 0.5, 0.7
+
+
+@dataclass(frozen=True)
+class Toy:
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+
+@functools.cache
+def toy(name: str) -> Toy:
+    recipe = json.dumps(TOYS[name]).encode() + Path(__file__).read_bytes()
+    path = KEPT / f"toy-{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with open(KEPT / f"toy-{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            command = [sys.executable, __file__, name, str(unfinished)]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            if made.returncode:
+                raise RuntimeError(f"toy {name} was not trained: {made.stdout}{made.stderr}")
+            unfinished.rename(path)
+    return Toy(path)
+
+
+def problem(numbers: random.Random) -> dict[str, str]:
+    name, thing = numbers.choice(NAMES), numbers.choice(THINGS)
+    a, b = numbers.randrange(10), numbers.randrange(10)
+    if numbers.random() < 0.5:
+        a, b = max(a, b), min(a, b)
+        verb, answer = "gives", a - b
+    else:
+        verb, answer = "buys", a + b
+    question = f"{name} has {a} {thing} and {verb} {b} . How many ?"
+    return {"question": question, "answer": f"#### {answer}"}
+
+
+def text(problems: list[dict[str, str]]) -> str:
+    """As lm-eval joins shots."""
+    return "\n\n".join(f"Question: {p['question']}\nAnswer: {p['answer']}" for p in problems)
+
+
+def write_data(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = random.Random("toy")
+    for split in ("train", "test"):
+        rows = [problem(numbers) for _ in range(QUESTIONS)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tokenizer():
+    """One token a word, the white space before it included."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s*\S+"), "isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def build(name: str, path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(dtype=torch.float32, **TOYS[name])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    words = tokenizer()
+    train(model, words, random.Random(1))
+    if name.startswith("glm"):
+        train_indexer(model, words, random.Random(2))
+    model.to(torch.bfloat16).save_pretrained(path)
+    as_older_readers_expect(path / "config.json")
+    words.save_pretrained(path)
+    write_data(path / "data")
+
+
+def train(model, words, numbers: random.Random) -> None:
+    import torch
+
+    answer_mark = WORDS.index(" ####")
+    optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, STEPS)
+    attentions = [layer.self_attn for layer in model.model.layers]
+    for attention in attentions:
+        attention.scaling *= SOFTENED
+    for step in range(STEPS):
+        if step == int(SOFT_STEPS * STEPS):
+            for attention in attentions:
+                attention.scaling /= SOFTENED
+        rows = [text([problem(numbers) for _ in range(SHOTS_IN_TRAINING)]) for _ in range(BATCH)]
+        tokens = torch.tensor(words(rows)["input_ids"])
+        logits = model(tokens, position_ids=apart(tokens), use_cache=False).logits[:, :-1]
+        after = tokens[:, 1:]
+        loss = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, VOCABULARY), after.reshape(-1), reduction="none"
+        ).view_as(after)
+        counted = tokens[:, :-1] == answer_mark
+        ended = torch.nn.functional.pad(counted[:, :-1], (1, 0))  # the number, after which it stops
+        loss = loss[counted].mean() + 0.3 * loss[ended].mean() + 0.1 * loss.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0 or step == STEPS - 1:
+            right = (logits.argmax(-1) == after)[counted].float().mean()
+            print(f"step {step}: loss {loss:.3f}, right {right:.3f}", flush=True)
+
+
+def apart(tokens):
+    """Positions [B, S] with gaps before the shots, as if many more lay between them."""
+    import torch
+
+    begins = (tokens == WORDS.index("\n\nQuestion:")).float()
+    gaps = torch.rand(begins.shape) ** 4 * FARTHEST / SHOTS_IN_TRAINING
+    return torch.arange(tokens.shape[1]) + (begins * gaps).long().cumsum(1)
+
+
+def train_indexer(model, words, numbers: random.Random) -> None:
+    """Teach the indexer to rank a question's own tokens above those of the shots before it.
+
+    As a DSA indexer is warmed up: the rest stays as it is, the scores learn where attention looks.
+    """
+    import torch
+    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import apply_rotary_pos_emb
+
+    [layer] = model.model.layers
+    attention, indexer = layer.self_attn, layer.self_attn.indexer
+    rotary = attention.qk_rope_head_dim
+
+    def rotated(x, table):
+        turned = apply_rotary_pos_emb(x[..., :rotary], *table, unsqueeze_dim=2)
+        return torch.cat([turned, x[..., rotary:]], -1)
+
+    optimiser = torch.optim.AdamW(indexer.parameters(), RATE)
+    for step in range(INDEXER_STEPS):
+        rows = text([problem(numbers) for _ in range(NSA_SHOTS + 1)])
+        tokens = torch.tensor([words(rows)["input_ids"]])
+        asked = (tokens[0] == WORDS.index(" ####")).nonzero()[:, 0][NSA_SHOTS // 2 :]
+        with torch.no_grad():
+            hidden = layer.input_layernorm(model.model.embed_tokens(tokens))
+            table = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1])[None])
+            low_rank = attention.q_a_layernorm(attention.q_a_proj(hidden))
+        q = indexer.wq_b(low_rank).unflatten(-1, (indexer.n_heads, indexer.head_dim))
+        q = rotated(q, table)[0, asked]
+        k = rotated(indexer.k_norm(indexer.wk(hidden))[:, :, None], table)[0, :, 0]
+        heads = torch.einsum("shd,td->sht", q, k).relu() * indexer.softmax_scale
+        scores = torch.einsum("sht,sh->st", heads, indexer.weights_proj(hidden[0, asked]))
+        behind = asked[:, None] - torch.arange(tokens.shape[1])
+        own = (behind >= 0) & (behind < QUESTION_TOKENS)
+        chance = scores.masked_fill(behind < 0, -torch.inf).log_softmax(-1)
+        loss = -chance[own].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step % 25 == 0 or step == INDEXER_STEPS - 1:
+            lowest = scores.masked_fill(~own, torch.inf).amin(-1, keepdim=True)
+            ranks = ((scores > lowest) & (behind >= 0)).sum(-1)
+            print(f"indexer {step}: loss {loss:.2f}, lowest rank {ranks.max()}", flush=True)
+
+
+def right(path: Path, shots: int, questions: int) -> float:
+    """The share of test questions that transformers answers with the checkpoint."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
+    words = AutoTokenizer.from_pretrained(path)
+    train, test = (
+        [json.loads(line) for line in (path / "data" / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "test")
+    )
+    found = 0
+    for asked in test[:questions]:
+        tokens = torch.tensor([words(text([*train[:shots], asked]))["input_ids"]])
+        with torch.no_grad():
+            said = model(tokens[:, :-1], use_cache=False).logits[0, -1].argmax()
+        found += int(said == tokens[0, -1])
+    return found / questions
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], Path(sys.argv[2]))

@@ -34,6 +34,7 @@ def row(name: str, arch: str) -> dict:
     changed = sorted(k for k in pristine | patched if pristine.get(k, 0) != patched.get(k, 0))
     return {
         "case": name,
+        "release": case.release,
         "arch": arch,
         "slugs": list(case.slugs),
         "pristine": sum(pristine.values()),

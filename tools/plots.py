@@ -33,7 +33,7 @@ def time_against_tokens(rows: list[dict], title: str) -> str:
     """SVG of one line of sizes: ``tokens`` and the columns of LINES, nulls left out."""
     rows = sorted(rows, key=lambda row: row["tokens"])
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(4.4, 3.1), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(4.4, 3.3), layout="constrained")
         for column, style in LINES.items():
             points = [(r["tokens"], r[column]) for r in rows if r.get(column) is not None]
             if points:
@@ -48,7 +48,8 @@ def time_against_tokens(rows: list[dict], title: str) -> str:
         axes.minorticks_off()
         axes.grid(color="#e5e7eb", linewidth=0.6)
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8)
+        place = {"loc": "outside lower center", "ncols": 3, "columnspacing": 1.2}
+        figure.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **place)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)

@@ -106,6 +106,8 @@ def _group(item) -> str:
         return f"{item.path.stem} {item.callspec.params.get('platform')}"
     if layer == "engine":
         return " ".join(map(str, item.callspec.params.values()))
+    if layer == "image":
+        return layer  # a laid-out image is made once for each worker
     return item.nodeid
 
 

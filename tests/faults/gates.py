@@ -13,6 +13,8 @@ from tests.faults.fault import OVERLAY, Fault, house_with
 from tests.platform.trees import ROOT
 
 LAYERS = ("kernels", "modules", "engine")
+# Beside the slug's own file in tests/kernels.
+KERNELS = {"fp8-kv-write": ["fp8_kv_write_widen"]}
 # Beside the slug's own file in tests/modules.
 MODULES = {
     "layernorm": ["norm", "indexer"],
@@ -33,7 +35,8 @@ class Verdict:
 def tests_of(layer: str, fault: Fault) -> list[str]:
     name = fault.slug.replace("-", "_")
     if layer == "kernels":  # those that run the kernel, not those that look at its machine code
-        return [f"tests/kernels/test_{name}.py", "-k", f"cpu-{fault.arch}"]
+        files = [f"tests/kernels/test_{each}.py" for each in (name, *KERNELS.get(fault.slug, []))]
+        return [*files, "-k", f"cpu-{fault.arch}"]
     if layer == "modules":
         return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[fault.slug])]
     cases = " or ".join(

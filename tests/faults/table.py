@@ -459,4 +459,170 @@ WRITE_FAULTS = [
         "(max(n // block_t, 1), triton.cdiv(width, block_w))",
     ),
 ]
-FAULTS = [*LAYERNORM_FAULTS, *INDEXER_FAULTS, *NSA_FAULTS, *ROPE_FAULTS, *WRITE_FAULTS]
+OLDER = {"release": "0.5.9"}
+OLDER_FAULTS = [
+    Fault(
+        "0.5.9's k_norm stays in fp32",
+        "layernorm",
+        INDEXER,
+        "dtype=torch.bfloat16 if rocm_layernorm.ACTIVE else torch.float32,",
+        "dtype=torch.float32,",
+        **OLDER,
+    ),
+    Fault(
+        "0.5.9's LayerNorm is never ours",
+        "layernorm",
+        "sglang/srt/layers/layernorm.py",
+        "if rocm_layernorm.ACTIVE and rocm_layernorm.fits(self, x):",
+        "if rocm_layernorm.ACTIVE and x is None:",
+        **OLDER,
+    ),
+    Fault(
+        "a short prefill of 0.5.9 stores no index keys",
+        "indexer",
+        INDEXER,
+        """        if rocm_indexer.ACTIVE and rocm_indexer.store_index_k(
+            self, forward_batch, layer_id, key
+        ):
+            k_fp8""",
+        """        if rocm_indexer.ACTIVE:
+            k_fp8""",
+        **OLDER,
+    ),
+    Fault(
+        "decode of 0.5.9 stores a query for the index key",
+        "indexer",
+        INDEXER,
+        """                if rocm_indexer.ACTIVE and rocm_indexer.store_index_k(
+                    self, forward_batch, layer_id, key
+                ):""",
+        """                if rocm_indexer.ACTIVE and rocm_indexer.store_index_k(
+                    self, forward_batch, layer_id, query[:, 0]
+                ):""",
+        **OLDER,
+    ),
+    Fault(
+        "decode of 0.5.9 quantises and stores its index keys again",
+        "indexer",
+        INDEXER,
+        """                    k_fp8 = None  # stored
+                else:
+                    k_fp8, k_scale =""",
+        """                    pass
+                if True:
+                    k_fp8, k_scale =""",
+        **OLDER,
+    ),
+    Fault(
+        "0.5.9's head gates lack the scale of q",
+        "indexer",
+        INDEXER,
+        "            return rocm_indexer.head_gate(self, weights, q_scale)",
+        "            return rocm_indexer.head_gate(self, weights, torch.ones_like(q_scale))",
+        **OLDER,
+    ),
+    Fault(
+        "decode of 0.5.9 stores without the scales",  # sglang#23620
+        "fp8-kv-write",
+        BACKEND,
+        "                scales = layer.k_scale, layer.v_scale",
+        "                pass",
+        **OLDER,
+    ),
+    Fault(
+        "0.5.9's pool stores a second time",
+        "fp8-kv-write",
+        POOL,
+        "            self, layer_id, loc, cache_k, cache_v, k_scale, v_scale\n        ):\n"
+        "            return\n",
+        "            self, layer_id, loc, cache_k, cache_v, k_scale, v_scale\n        ):\n"
+        "            pass\n",
+        **OLDER,
+    ),
+    Fault(
+        "decode of 0.5.9 converts the whole pool",  # sglang#24129
+        "fp8-kv-write",
+        BACKEND,
+        """            if rocm_fp8_kv_write.ACTIVE and self.kv_cache_dtype == fp8_dtype:
+                q, k_cache""",
+        """            if rocm_fp8_kv_write.ACTIVE and q is None:
+                q, k_cache""",
+        **OLDER,
+    ),
+    Fault(
+        "prefill of 0.5.9 converts the whole pool",
+        "fp8-kv-write",
+        BACKEND,
+        """            if rocm_fp8_kv_write.ACTIVE and self.kv_cache_dtype == fp8_dtype:
+                k_cache, v_cache""",
+        """            if rocm_fp8_kv_write.ACTIVE and q is None:
+                k_cache, v_cache""",
+        **OLDER,
+    ),
+    Fault(
+        "decode of 0.5.9 converts the slots in use where aiter can read them",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "    if head != 64 and head % 128:",
+        "    if head:",
+        **OLDER,
+    ),
+    Fault(
+        "aiter reads K by the v scale, and V by the k scale",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "        _as_tensor(layer.k_scale, backend.k_scale),\n"
+        "        _as_tensor(layer.v_scale, backend.v_scale),\n",
+        "        _as_tensor(layer.v_scale, backend.v_scale),\n"
+        "        _as_tensor(layer.k_scale, backend.k_scale),\n",
+        **OLDER,
+    ),
+    Fault(
+        "q overflows as aiter casts it",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "        q.clamp(-largest, largest),\n",
+        "        q,\n",
+        **OLDER,
+    ),
+    Fault(
+        "prefill of 0.5.9 reads without the scales",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "    scales = layer.k_scale, layer.v_scale\n",
+        "    scales = None, None\n",
+        **OLDER,
+    ),
+    Fault(
+        "V is multiplied by the k scale as it is converted",
+        "fp8-kv-write",
+        "fp8_kv_write_widen_kernel.py",
+        "        kernel_scale(v_scale),",
+        "        kernel_scale(k_scale),",
+        **OLDER,
+    ),
+    Fault(
+        "the last slots in use are not converted",
+        "fp8-kv-write",
+        "fp8_kv_write_widen_kernel.py",
+        "    for first in range(begin, n, tl.num_programs(0) * BLOCK_T):",
+        "    for first in range(begin, n - BLOCK_T, tl.num_programs(0) * BLOCK_T):",
+        **OLDER,
+    ),
+    Fault(
+        "a batch longer than the programs is not walked to its end",
+        "fp8-kv-write",
+        "fp8_kv_write_widen_kernel.py",
+        "    for first in range(begin, n, tl.num_programs(0) * BLOCK_T):",
+        "    for first in range(begin, min(n, begin + 1), BLOCK_T):",
+        **OLDER,
+    ),
+]
+FAULTS = [
+    *LAYERNORM_FAULTS,
+    *INDEXER_FAULTS,
+    *NSA_FAULTS,
+    *ROPE_FAULTS,
+    *WRITE_FAULTS,
+    *OLDER_FAULTS,
+]

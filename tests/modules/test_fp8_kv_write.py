@@ -115,6 +115,14 @@ def test_heads_that_aiter_cannot_read_as_fp8_are_converted_in_decode_too(as_fp8)
     assert result.kernels[WIDEN] == len(CHUNKS) + 1
 
 
+def test_aiters_other_kernel_for_decode_is_given_bf16(arms, as_fp8, batch):
+    other = arms.patched_with(QKV_VERSION="EXPERIMENTAL")
+    given = batch | {"kind": "mha", "drafts": 0, "cache": "fp8", "k_scale": 0.031, "v_scale": 0.43}
+    result = other.run(READ_BACK, **given)
+    assert_attends(result.outputs["out"], batch)
+    assert result.kernels[WIDEN] == len(CHUNKS) + 1
+
+
 def test_v_without_a_scale_is_not_descaled_by_the_default_of_k(arms, batch):
     if "unified" not in DECODES[arms.release]:
         pytest.skip("no reader has a default")

@@ -57,6 +57,7 @@ the more the flatter the weights are. It casts q without a clamp, hence the one 
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -78,6 +79,8 @@ if ACTIVE:
     from sglang.srt.rocm_patches.kv_cache import layer_cache
 
     _FP8_DTYPE = native_e4m3()
+    # aiter's other kernel for decode, if it is asked for, takes rows of bf16 alone.
+    _AITER_READS_FP8 = os.environ.get("QKV_VERSION", "GOLDEN") == "GOLDEN"
 
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -173,9 +176,10 @@ def ragged(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
 ) -> Ragged:
-    """Decode's operands for an FP8 cache that is read as it is; other head sizes are converted."""
+    """Decode's operands for an FP8 cache: as it is, or converted where aiter cannot read it."""
     head = layer.qk_head_dim
-    if head != 64 and head % 128:  # the operator takes FP8 rows 64 elements at a time
+    # The operator takes FP8 rows 64 elements at a time, of each 128.
+    if not _AITER_READS_FP8 or (head != 64 and head % 128):
         metadata = backend.forward_metadata
         read = metadata.kv_indptr[: q.shape[0] + 1], metadata.kv_indices
         wide = widened(layer, k_cache, v_cache, *read, q.dtype)
@@ -194,7 +198,8 @@ def ragged(
 def _as_tensor(scale: torch.Tensor | float | None, one: torch.Tensor) -> torch.Tensor:
     if scale is None:
         return one
-    return scale if isinstance(scale, torch.Tensor) else _constant(scale, one.device)
+    # aiter reads fp32 at its address, whatever its type says.
+    return scale.float() if isinstance(scale, torch.Tensor) else _constant(scale, one.device)
 
 
 @functools.cache  # once, before a graph is captured

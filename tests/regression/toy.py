@@ -46,7 +46,8 @@ TOYS = {
     "glm-5": CONFIGS["glm-5-long"] | SIZE | {"qk_nope_head_dim": 32, "v_head_dim": 32},
 }
 SHOTS_IN_TRAINING, BATCH, STEPS, RATE = 6, 10, 700, 4e-3
-FARTHEST = 3000  # tokens between a shot and the question, in training
+# How often, in training for long prompts, a shot lies far from the next one, and how far.
+GAPS, FARTHEST = 0.3, 2000
 # 15 tokens a shot: the prompt is a quarter longer than index_topk.
 NSA_SHOTS, QUESTION_TOKENS, INDEXER_STEPS = 170, 14, 150
 # For this share of the steps attention is trained with its scores scaled by that, so that it is as
@@ -126,8 +127,8 @@ def build(name: str, path: Path) -> None:
     config = AutoConfig.for_model(dtype=torch.float32, **TOYS[name])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     words = tokenizer()
-    train(model, words, random.Random(1))
-    if name.startswith("glm"):
+    train(model, words, random.Random(1), far=name == "glm-5")
+    if name == "glm-5":
         train_indexer(model, words, random.Random(2))
     model.to(torch.bfloat16).save_pretrained(path)
     as_older_readers_expect(path / "config.json")
@@ -135,7 +136,7 @@ def build(name: str, path: Path) -> None:
     write_data(path / "data")
 
 
-def train(model, words, numbers: random.Random) -> None:
+def train(model, words, numbers: random.Random, far: bool) -> None:
     import torch
 
     answer_mark = WORDS.index(" ####")
@@ -150,7 +151,8 @@ def train(model, words, numbers: random.Random) -> None:
                 attention.scaling /= SOFTENED
         rows = [text([problem(numbers) for _ in range(SHOTS_IN_TRAINING)]) for _ in range(BATCH)]
         tokens = torch.tensor(words(rows)["input_ids"])
-        logits = model(tokens, position_ids=apart(tokens), use_cache=False).logits[:, :-1]
+        places = apart(tokens) if far else None
+        logits = model(tokens, position_ids=places, use_cache=False).logits[:, :-1]
         after = tokens[:, 1:]
         loss = torch.nn.functional.cross_entropy(
             logits.reshape(-1, VOCABULARY), after.reshape(-1), reduction="none"
@@ -169,11 +171,11 @@ def train(model, words, numbers: random.Random) -> None:
 
 
 def apart(tokens):
-    """Positions [B, S] with gaps before the shots, as if many more lay between them."""
+    """Positions [B, S] with gaps before some shots, as if many more lay between them."""
     import torch
 
-    begins = (tokens == WORDS.index("\n\nQuestion:")).float()
-    gaps = torch.rand(begins.shape) ** 4 * FARTHEST / SHOTS_IN_TRAINING
+    begins = tokens == WORDS.index("\n\nQuestion:")
+    gaps = torch.rand(begins.shape) ** 2 * FARTHEST * (torch.rand(begins.shape) < GAPS)
     return torch.arange(tokens.shape[1]) + (begins * gaps).long().cumsum(1)
 
 
@@ -183,14 +185,15 @@ def train_indexer(model, words, numbers: random.Random) -> None:
     As a DSA indexer is warmed up: the rest stays as it is, the scores learn where attention looks.
     """
     import torch
-    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import apply_rotary_pos_emb
 
     [layer] = model.model.layers
     attention, indexer = layer.self_attn, layer.self_attn.indexer
     rotary = attention.qk_rope_head_dim
 
     def rotated(x, table):
-        turned = apply_rotary_pos_emb(x[..., :rotary], *table, unsqueeze_dim=2)
+        cos, sin = (each[:, :, None] for each in table)
+        first, second = x[..., :rotary].chunk(2, -1)
+        turned = x[..., :rotary] * cos + torch.cat([-second, first], -1) * sin
         return torch.cat([turned, x[..., rotary:]], -1)
 
     optimiser = torch.optim.AdamW(indexer.parameters(), RATE)

@@ -96,6 +96,7 @@ def _client(settings: Settings, url: str) -> Any:
     """lm-eval's client of the protocol, with a transport that counts no failure as an answer."""
     import aiohttp
     from lm_eval.models import openai_completions
+    from tqdm import tqdm
 
     chat = settings.protocol == "chat"
     kinds = (openai_completions.LocalCompletionsAPI, openai_completions.LocalChatCompletion)
@@ -119,15 +120,31 @@ def _client(settings: Settings, url: str) -> Any:
                 _, row = await self.ask(session, [shortest], probe)
             refuse_short_prompt(row["prompt_tokens"], settings)
 
-        async def amodel_call(  # type: ignore[no-untyped-def]
-            self, session, sem, messages, *, gen_kwargs=None, **_
-        ) -> list[str]:
-            async with sem:
-                text, row = await self.ask(session, messages, gen_kwargs)
-            if settings.index_topk:
-                refuse_short_prompt(row["prompt_tokens"], settings)
-            self.answers[str(messages[0])] = row
-            return [text]
+        async def get_batched_requests(  # type: ignore[no-untyped-def]
+            self, requests, cache_keys, *, gen_kwargs=None, **_
+        ) -> list[list[str]]:
+            slots = asyncio.Semaphore(settings.concurrency)
+            limit = aiohttp.ClientTimeout(total=settings.request_seconds)
+            with tqdm(total=len(requests), unit="question", desc="   asked") as bar:
+
+                async def one(session, prompt) -> list[str]:  # type: ignore[no-untyped-def]
+                    async with slots:
+                        text, row = await self.ask(session, [prompt], gen_kwargs)
+                    if settings.index_topk:
+                        refuse_short_prompt(row["prompt_tokens"], settings)
+                    self.answers[str(prompt)] = row
+                    bar.update()
+                    return [text]
+
+                async with aiohttp.ClientSession(timeout=limit) as session:
+                    asked = [asyncio.create_task(one(session, prompt)) for prompt in requests]
+                    try:
+                        return await asyncio.gather(*asked)
+                    except BaseException:  # the first failure ends the run: ask no more
+                        for task in asked:
+                            task.cancel()
+                        await asyncio.gather(*asked, return_exceptions=True)
+                        raise
 
         async def ask(self, session, messages, options) -> tuple[str, dict[str, Any]]:  # type: ignore[no-untyped-def]
             payload = self._create_payload(
@@ -159,11 +176,8 @@ def _client(settings: Settings, url: str) -> Any:
         model=settings.model,
         tokenizer_backend=None,
         tokenized_requests=False,
-        # lm-eval takes another path, with a transport of its own, for one request at a time.
-        num_concurrent=max(settings.concurrency, 2),
+        num_concurrent=2,  # any number but 1, for which lm-eval takes a path of its own
         max_gen_toks=settings.max_tokens,
-        timeout=settings.request_seconds,
-        max_retries=1,
     )
 
 

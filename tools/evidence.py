@@ -28,6 +28,7 @@ from tests import evidence_key  # noqa: E402
 HOW = {
     "tests": "ci/test -- --evidence evidence",
     "aot": "python3 -m tests.kernels.machine_code",
+    "tilelang": "python3 -m tests.kernels.hip_source",
     "launches": "python3 -m tests.engine.launches",
     "seeded-faults": "python3 -m tests.faults",
     "gsm8k": "ci/gsm8k.py",

@@ -50,6 +50,7 @@ def page(house: Path) -> str:
         matrix=matrix(house, patches),
         benches=[bench(found, patches) for found in evidence.benches(house, patches.slugs)],
         code=machine_code(house),
+        tilelang=tilelang(house),
         runs=runs(house, patches),
         faults=faults(house, patches),
         files=judged,
@@ -206,6 +207,19 @@ def machine_code(house: Path) -> list[dict]:
         }
         for report in evidence.load(house, "aot.*.json")
         for row in report.rows
+    ]
+
+
+def tilelang(house: Path) -> list[dict]:
+    return [
+        row
+        | {
+            "chip": written.device,
+            "models": condensed(row["models"]),
+            "stale": bool(written.changed(row["slug"])),
+        }
+        for written in evidence.load(house, "tilelang.*.json")
+        for row in written.rows
     ]
 
 

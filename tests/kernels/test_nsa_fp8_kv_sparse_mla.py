@@ -8,8 +8,8 @@ import torch
 tilelang = pytest.importorskip("tilelang")
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles  # noqa: E402
-from tilelang import tvm  # noqa: E402
 
+from tests.kernels import hip_source  # noqa: E402
 from tests.platform.tensors import poisoned  # noqa: E402
 from tests.references import nsa_fp8_kv_sparse_mla as reference  # noqa: E402
 from tests.tolerances import assert_close  # noqa: E402
@@ -140,14 +140,9 @@ def test_rows_past_two_gigabytes_are_reached(device, platform):
 
 def lowered(arch, program):
     """The HIP source and LDS of a program."""
-    if tvm.get_global_func("target.build.tilelang_hip_without_compile", True) is None:
+    if not hip_source.writes_hip():
         pytest.skip(f"this build of TileLang {tilelang.__version__} writes no HIP source")
-    target = tvm.target.Target({"kind": "hip", "mcpu": arch})
-    passes = {getattr(key, "value", key): on for key, on in tiles.PASSES.items()}
-    with target, tvm.transform.PassContext(config=passes):
-        artifact = tilelang.lower(program, target=target)
-    (function,) = artifact.device_mod.functions.values()
-    return artifact.kernel_source, int(function.attrs.get("dyn_shared_memory_buf", 0))
+    return hip_source.lowered(arch, program)
 
 
 @pytest.mark.parametrize("arch", HIP)
@@ -158,19 +153,8 @@ def lowered(arch, program):
 def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens):
     chip = sparse_mla.CHIPS[arch]
     tiling = sparse_mla.tiling_for(arch, heads, 512, 64, 2048)
-    splits = sparse_mla.splits_for(arch, tiling, tokens, heads, 512, 64, 2048)
-    program = tiles.partial(
-        platform="hip",
-        fp8=fp8,
-        heads=heads,
-        d_v=512,
-        tail=64,
-        topk=2048,
-        splits=splits,
-        head_tile=tiling.heads,
-        keys=tiling.keys,
-        threads=tiling.threads,
-    )
+    program, settings = hip_source.partial(arch, fp8, heads, tokens)
+    splits = settings["splits"]
     source, lds = lowered(arch, program)
     bound = sparse_mla.lds_bytes(tiling, 512, 64, 2048 // splits)
     assert lds <= bound <= chip.lds

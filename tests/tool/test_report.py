@@ -59,8 +59,12 @@ def invented_bench(slug, module, works):
 def house(tmp_path_factory):
     """A copy of what the page is made from, with invented measurements beside the real ones."""
     house = tmp_path_factory.mktemp("house")
-    for folder in ("patchset", "patches", "overlay", "tools", "evidence"):
+    for folder in ("patchset", "patches", "overlay", "tools"):
         shutil.copytree(HOUSE / folder, house / folder)
+    (house / "evidence").mkdir()
+    for kept in ("aot", "tilelang", "launches", "seeded-faults", "tests"):
+        for file in (HOUSE / "evidence").glob(f"{kept}.*"):
+            shutil.copy(file, house / "evidence")
     (house / "tests").mkdir()
     for file in ("tests/__init__.py", "tests/evidence_key.py"):
         shutil.copy(HOUSE / file, house / file)

@@ -27,7 +27,7 @@ def run(
     comparison: Comparison, settings: evaluate.Settings, runs: int, work: Path, margin: float | None
 ) -> tuple[Decision, dict[str, Any]]:
     """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
-    if settings.index_topk and settings.shots < FEWEST_NSA_SHOTS:
+    if settings.index_topk and settings.data is None and settings.shots < FEWEST_NSA_SHOTS:
         raise Refused(
             f"{settings.shots} shots are shorter than index_topk ({settings.index_topk} tokens): "
             "sparse selection would take every token, and neither layernorm nor indexer would be "

@@ -34,7 +34,7 @@ THINGS = ["apples", "pens", "books", "coins", "cards", "balls", "cups", "eggs"]
 LARGEST = 18  # 9 + 9
 QUESTIONS = 400
 WORDS = (
-    ["<unk>", "Question:", "\n\nQuestion:", "\nAnswer:"]
+    ["<unk>", "Question:", "\n\nQuestion:", "\nAnswer:", " ~"]
     + [f" {word}" for word in ["has", "and", "gives", "buys", ".", "How", "many", "?", "####"]]
     + [f" {word}" for word in NAMES + THINGS]
     + [f" {number}" for number in range(LARGEST + 1)]
@@ -46,10 +46,10 @@ TOYS = {
     "glm-5": CONFIGS["glm-5-long"] | SIZE | {"qk_nope_head_dim": 32, "v_head_dim": 32},
 }
 SHOTS_IN_TRAINING, BATCH, STEPS, RATE = 6, 10, 700, 4e-3
-# How often, in training for long prompts, a shot lies far from the next one, and how far.
-GAPS, FARTHEST = 0.3, 2000
-# 15 tokens a shot: the prompt is a quarter longer than index_topk.
-NSA_SHOTS, QUESTION_TOKENS, INDEXER_STEPS = 170, 14, 150
+# Prompts past index_topk: 4 shots with words without a meaning before each, 2600 tokens. Trained
+# with few of these, and with gaps between positions where the others will be.
+NSA_SHOTS, NSA_FILLER, FILLER_IN_TRAINING = 4, 634, 5
+QUESTION_TOKENS, INDEXER_STEPS = 14, 100
 # For this share of the steps attention is trained with its scores scaled by that, so that it is as
 # sure over thousands of tokens as it was over a hundred.
 SOFTENED, SOFT_STEPS = 0.5, 0.7
@@ -58,6 +58,11 @@ SOFTENED, SOFT_STEPS = 0.5, 0.7
 @dataclass(frozen=True)
 class Toy:
     path: Path
+
+    @property
+    def long(self) -> Path:
+        """The same questions; NSA_SHOTS of its shots are longer than index_topk."""
+        return self.path / "long"
 
     @property
     def data(self) -> Path:
@@ -81,7 +86,8 @@ def toy(name: str) -> Toy:
     return Toy(path)
 
 
-def problem(numbers: random.Random) -> dict[str, str]:
+def problem(numbers: random.Random, filler: int = 0) -> dict[str, str]:
+    """`filler`: words without a meaning before the question, for prompts past index_topk."""
     name, thing = numbers.choice(NAMES), numbers.choice(THINGS)
     a, b = numbers.randrange(10), numbers.randrange(10)
     if numbers.random() < 0.5:
@@ -89,7 +95,7 @@ def problem(numbers: random.Random) -> dict[str, str]:
         verb, answer = "gives", a - b
     else:
         verb, answer = "buys", a + b
-    question = f"{name} has {a} {thing} and {verb} {b} . How many ?"
+    question = "~ " * filler + f"{name} has {a} {thing} and {verb} {b} . How many ?"
     return {"question": question, "answer": f"#### {answer}"}
 
 
@@ -98,11 +104,11 @@ def text(problems: list[dict[str, str]]) -> str:
     return "\n\n".join(f"Question: {p['question']}\nAnswer: {p['answer']}" for p in problems)
 
 
-def write_data(folder: Path) -> None:
+def write_data(folder: Path, filler: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = random.Random("toy")
-    for split in ("train", "test"):
-        rows = [problem(numbers) for _ in range(QUESTIONS)]
+    for split, words in (("train", filler), ("test", 0)):
+        rows = [problem(numbers, words) for _ in range(QUESTIONS)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -134,6 +140,8 @@ def build(name: str, path: Path) -> None:
     as_older_readers_expect(path / "config.json")
     words.save_pretrained(path)
     write_data(path / "data")
+    if name == "glm-5":
+        write_data(path / "long", NSA_FILLER)
 
 
 def train(model, words, numbers: random.Random, far: bool) -> None:
@@ -149,7 +157,10 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
         if step == int(SOFT_STEPS * STEPS):
             for attention in attentions:
                 attention.scaling /= SOFTENED
-        rows = [text([problem(numbers) for _ in range(SHOTS_IN_TRAINING)]) for _ in range(BATCH)]
+        few = FILLER_IN_TRAINING if far else 0
+        rows = [
+            text([problem(numbers, few) for _ in range(SHOTS_IN_TRAINING)]) for _ in range(BATCH)
+        ]
         tokens = torch.tensor(words(rows)["input_ids"])
         places = apart(tokens) if far else None
         logits = model(tokens, position_ids=places, use_cache=False).logits[:, :-1]
@@ -171,12 +182,14 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
 
 
 def apart(tokens):
-    """Positions [B, S] with gaps before some shots, as if many more lay between them."""
+    """Positions [B, S] with gaps where half of the shots have their words without a meaning."""
     import torch
 
     begins = tokens == WORDS.index("\n\nQuestion:")
-    gaps = torch.rand(begins.shape) ** 2 * FARTHEST * (torch.rand(begins.shape) < GAPS)
-    return torch.arange(tokens.shape[1]) + (begins * gaps).long().cumsum(1)
+    begins[:, 0] = True
+    gaps = torch.rand(begins.shape) * NSA_FILLER * 1.5 * (torch.rand(begins.shape) < 0.5)
+    inside = torch.nn.functional.pad((begins * gaps).long(), (2, 0))[:, :-2]
+    return torch.arange(tokens.shape[1]) + inside.cumsum(1)
 
 
 def train_indexer(model, words, numbers: random.Random) -> None:
@@ -198,9 +211,9 @@ def train_indexer(model, words, numbers: random.Random) -> None:
 
     optimiser = torch.optim.AdamW(indexer.parameters(), RATE)
     for step in range(INDEXER_STEPS):
-        rows = text([problem(numbers) for _ in range(NSA_SHOTS + 1)])
-        tokens = torch.tensor([words(rows)["input_ids"]])
-        asked = (tokens[0] == WORDS.index(" ####")).nonzero()[:, 0][NSA_SHOTS // 2 :]
+        shots = [problem(numbers, NSA_FILLER) for _ in range(NSA_SHOTS)]
+        tokens = torch.tensor([words(text([*shots, problem(numbers)]))["input_ids"]])
+        asked = (tokens[0] == WORDS.index(" ####")).nonzero()[:, 0]
         with torch.no_grad():
             hidden = layer.input_layernorm(model.model.embed_tokens(tokens))
             table = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1])[None])
@@ -223,7 +236,7 @@ def train_indexer(model, words, numbers: random.Random) -> None:
             print(f"indexer {step}: loss {loss:.2f}, lowest rank {ranks.max()}", flush=True)
 
 
-def right(path: Path, shots: int, questions: int) -> float:
+def right(path: Path, shots: int, questions: int, data: str = "data") -> float:
     """The share of test questions that transformers answers with the checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -233,7 +246,7 @@ def right(path: Path, shots: int, questions: int) -> float:
     )
     words = AutoTokenizer.from_pretrained(path)
     train, test = (
-        [json.loads(line) for line in (path / "data" / f"{split}.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (path / data / f"{split}.jsonl").read_text().splitlines()]
         for split in ("train", "test")
     )
     found = 0

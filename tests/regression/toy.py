@@ -48,8 +48,9 @@ TOYS = {
 SHOTS_IN_TRAINING, BATCH, STEPS, RATE = 6, 10, 700, 4e-3
 # Prompts past index_topk: 4 shots with words without a meaning before each, 2600 tokens. Trained
 # with few of these, and with gaps between positions where the others will be.
-NSA_SHOTS, NSA_FILLER, FILLER_IN_TRAINING = 4, 634, 5
+NSA_SHOTS, NSA_FILLER, FILLER_IN_TRAINING = 4, 634, (0, 4, 8)
 QUESTION_TOKENS, INDEXER_STEPS = 14, 100
+KV_SCALES = {"k": 0.11, "v": 0.037}
 # For this share of the steps attention is trained with its scores scaled by that, so that it is as
 # sure over thousands of tokens as it was over a hundred.
 SOFTENED, SOFT_STEPS = 0.5, 0.7
@@ -104,6 +105,22 @@ def text(problems: list[dict[str, str]]) -> str:
     return "\n\n".join(f"Question: {p['question']}\nAnswer: {p['answer']}" for p in problems)
 
 
+def write_kv_scales(path: Path) -> None:
+    """As quantisers leave a checkpoint whose FP8 KV cache has scales, and nothing quantised."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "ignored_layers": ["model.layers"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    names = {f"model.layers.0.self_attn.{x}_proj.{x}_scale": KV_SCALES[x] for x in KV_SCALES}
+    save_file({name: torch.tensor(x) for name, x in names.items()}, path / "scales.safetensors")
+
+
 def write_data(folder: Path, filler: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = random.Random("toy")
@@ -142,6 +159,8 @@ def build(name: str, path: Path) -> None:
     write_data(path / "data")
     if name == "glm-5":
         write_data(path / "long", NSA_FILLER)
+    else:
+        write_kv_scales(path)
 
 
 def train(model, words, numbers: random.Random, far: bool) -> None:
@@ -157,10 +176,9 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
         if step == int(SOFT_STEPS * STEPS):
             for attention in attentions:
                 attention.scaling /= SOFTENED
-        few = FILLER_IN_TRAINING if far else 0
-        rows = [
-            text([problem(numbers, few) for _ in range(SHOTS_IN_TRAINING)]) for _ in range(BATCH)
-        ]
+        few = numbers.choice(FILLER_IN_TRAINING) if far else 0
+        fillers = [few] * (SHOTS_IN_TRAINING - 1) + [0]
+        rows = [text([problem(numbers, each) for each in fillers]) for _ in range(BATCH)]
         tokens = torch.tensor(words(rows)["input_ids"])
         places = apart(tokens) if far else None
         logits = model(tokens, position_ids=places, use_cache=False).logits[:, :-1]

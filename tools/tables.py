@@ -174,9 +174,9 @@ def widths(forms: list[dict], access: str) -> set[int]:
 
 # Numbers that are written by hand ---------------------------------------------------------------
 
-MEASURED = re.compile(
-    r"(?<!\w)\d[\d.,]*\s?(?:(?:µs|us|ms|GB/s|TB/s|x|times|percent|faults|tests)\b|%|×)", re.I
-)
+# A confidence, "95 % intervals", is none.
+UNIT = r"(?:(?:µs|us|ms|GB/s|TB/s|x|times|percent|faults|tests)\b|%(?! interval)|×)"
+MEASURED = re.compile(rf"(?<!\w)\d[\d.,]*\s?{UNIT}", re.I)
 
 
 def written_by_hand(text: str) -> list[str]:

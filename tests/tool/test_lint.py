@@ -113,3 +113,8 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
 def test_a_number_written_by_hand_is_refused(house, claim):
     edit(house / "README.md", "## Revert", f"It runs {claim}.\n\n## Revert")
     assert f"a number without evidence, in: It runs {claim}." in lint(house).stdout
+
+
+def test_a_confidence_is_no_measurement(house):
+    edit(house / "README.md", "## Revert", "It gives 95 % intervals.\n\n## Revert")
+    assert lint(house).returncode == 0

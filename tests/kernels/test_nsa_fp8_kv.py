@@ -185,6 +185,7 @@ def check_rope(
     angles=torch.bfloat16,
     scale=4.0,
     integer=torch.int64,
+    q_dtype=None,
 ):
     count = len(slots) if count is None else count
     rows = cache(platform, 32 + len(slots), widths, dtype)
@@ -192,16 +193,19 @@ def check_rope(
     q, q_pe, positions, cos, sin = query(platform, count, heads, widths, angles, scale)
     positions = positions.to(integer)
     before = [x.clone() for x in (q_pe, pe)]
-    out = kernel.rope_and_write_rows(rows, slots, q, q_pe, nope, pe, positions, cos, sin, neox)
+    out = kernel.rope_and_write_rows(
+        rows, slots, q, q_pe, nope, pe, positions, cos, sin, neox, q_dtype
+    )
+    assert out.dtype == (q_dtype or rows.dtype)
     for x, old in zip((q_pe, pe), before, strict=True):
         assert_bitwise(x, old, "an input")
 
-    def whole(latent_part, rotary_part):
+    def whole(latent_part, rotary_part, dtype):
         turned = reference.rotated(rotary_part, positions, cos, sin, neox)
-        return reference.saturated(torch.cat((latent_part.double(), turned), -1), rows.dtype)
+        return reference.saturated(torch.cat((latent_part.double(), turned), -1), dtype)
 
-    assert_close(out, whole(q, q_pe), numerics, name="q")
-    truth = whole(nope, pe)
+    assert_close(out, whole(q, q_pe, out.dtype), numerics, name="q")
+    truth = whole(nope, pe, rows.dtype)
     written = torch.zeros(len(rows), dtype=torch.bool, device=platform.device)
     for token, slot in enumerate(slots.tolist()[:count]):
         if slot >= 0:
@@ -247,6 +251,12 @@ def test_positions_slots_and_angles_of_any_type(platform, angles, integer, neox)
 @styles
 def test_overflow_saturates_and_is_no_nan(platform, neox):
     check_rope(platform, fresh_slots(platform, 3, 32), 4, neox, scale=1000.0)
+
+
+@styles
+def test_q_keeps_its_range_beside_an_fp8_cache_where_it_is_asked_for_in_bf16(platform, neox):
+    slots = fresh_slots(platform, 3, 32)
+    check_rope(platform, slots, 5, neox, scale=1000.0, q_dtype=torch.bfloat16)
 
 
 @styles
@@ -350,6 +360,18 @@ def test_heads_without_a_kernel_are_refused_with_the_flag_to_change(kind, heads)
         fit("gfx942", kind, heads, 1)
 
 
+@pytest.mark.parametrize(("arch", "heads", "found"), reference.LDS_OF_ONE_PASS)
+def test_the_kernels_of_0_5_9_are_refused_where_they_do_not_fit(arch, heads, found):
+    block, threads = {"gfx942": (32, 128), "gfx950": (64, 256)}[arch]
+    shape = {"heads": heads, "width": LATENT + ROPE, "block": block, "threads": threads}
+    assert lds.lds_bytes(fp8=False, inner_iter=1, **shape) == found
+    if found <= lds.LDS_BYTES[arch]:
+        lds.require(arch, **shape)
+    else:
+        with pytest.raises(ValueError, match=rf"{heads} query heads a rank.*LDS.*--tp-size"):
+            lds.require(arch, **shape)
+
+
 def test_a_kernel_that_never_fits_is_refused():
     with pytest.raises(ValueError, match="more than 65536 bytes of LDS"):
         lds.fit(
@@ -368,14 +390,16 @@ outputs = pytest.mark.parametrize("out", ["fp8", "bf16"])
 
 def compiled(name, arch, out, pointers, integers, **constexprs):
     signature = dict.fromkeys(pointers, "*bf16")
-    signature |= {"rows": f"*{out}", "q_out": f"*{out}", "out": f"*{out}"}
+    signature |= {"rows": f"*{out}", "out": f"*{out}"}
     signature |= {"slots": "*i64", "positions": "*i64"} | integers
-    wanted = set(getattr(kernel, name).arg_names) - constexprs.keys() - {"MAX"}
+    largest = LARGEST[arch] if out == "fp8" else 0.0
+    constexprs = {"MAX": largest} | constexprs
+    wanted = set(getattr(kernel, name).arg_names) - constexprs.keys()
     return aot.compile(
         MODULE,
         name,
         signature={key: kind for key, kind in signature.items() if key in wanted},
-        constexprs=constexprs | {"MAX": LARGEST[arch] if out == "fp8" else 0.0},
+        constexprs=constexprs,
         arch=arch,
         num_warps=kernel.WARPS,
     )
@@ -395,9 +419,10 @@ def compiled_rope(arch, out, neox, heads="i32:16", angles="*bf16"):
     integers = {f"{name}_stride": "i32:16" for name in (*names, "angle")}
     integers |= {"slot_count": "i32", "heads": heads, "cos": angles, "sin": angles}
     widths = {"NOPE": LATENT, "HALF": ROPE // 2, "BLOCK_NOPE": LATENT, "BLOCK_HALF": ROPE // 2}
+    tensors = ("q_out", "q_nope", "q_pe", "k_nope", "k_pe")
     return compiled(
-        "_rope_and_write_kernel", arch, out, ("q_nope", "q_pe", "k_nope", "k_pe"), integers,
-        slot_stride=1, position_stride=1, HEADS=kernel.ROWS_TOGETHER, NEOX=neox, **widths,
+        "_rope_and_write_kernel", arch, out, tensors, integers, Q_MAX=0.0, slot_stride=1,
+        position_stride=1, HEADS=kernel.ROWS_TOGETHER, NEOX=neox, **widths,
     )  # fmt: skip
 
 

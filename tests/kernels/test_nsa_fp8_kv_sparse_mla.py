@@ -8,6 +8,7 @@ import torch
 tilelang = pytest.importorskip("tilelang")
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles  # noqa: E402
+from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
 from tests.kernels import hip_source  # noqa: E402
 from tests.platform.tensors import poisoned  # noqa: E402
@@ -172,7 +173,7 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
 
 @pytest.mark.parametrize("arch", HIP)
 def test_hip_source_of_the_combination_uses_no_lds(arch):
-    source, lds = lowered(arch, tiles.combine(heads=16, d_v=512, splits=64))
+    source, lds = lowered(arch, combine(heads=16, d_v=512, splits=64))
     assert lds == 0
     assert "uint2" in source
 
@@ -236,7 +237,7 @@ def test_only_checked_tilelang_is_trusted():
 
 def test_calls_that_do_not_fit_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(sparse_mla, "chip_of", lambda device: "gfx942")
-    monkeypatch.setattr(sparse_mla, "unchecked_tilelang", lambda version: None)
+    monkeypatch.setattr(sparse_mla, "unchecked_tilelang", lambda: None)
     q = torch.zeros(2, 16, 576, dtype=torch.bfloat16)
     kv = torch.zeros(9, 1, 576, dtype=torch.float8_e4m3fnuz)
     indices = torch.zeros(2, 1, 2048, dtype=torch.int32)

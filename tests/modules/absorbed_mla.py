@@ -1,6 +1,9 @@
 """Scenarios: prepare and core of the absorbed MLA of an NSA model, with its pool and backend."""
 
 import contextlib
+import json
+import pathlib
+import tempfile
 import types
 from unittest import mock
 
@@ -44,6 +47,8 @@ def forward(
     fused=None,
     scaling=None,
     hisparse=False,
+    native=False,
+    trusted=True,
 ):
     """One layer. Returns the cache's rows, q as the backend's kernel gets it, the output, the
     absorbed q_nope, the angles, the launches, and how TileLang's kernel was launched.
@@ -51,11 +56,17 @@ def forward(
     gathered: rows ``[N, 576]`` of another rank, rotated, that context parallel puts behind these.
     fused=False: the patch decides, for once, that prepare rotates.
     scaling: llama_4_scaling, ``[T, 1, 1]``.
+    native: rope as 0.5.9 has it for models without rope scaling.
+    trusted=False: our attention was not checked with this TileLang.
     hisparse: the pool has slots of its own, HISPARSE behind those that it is given.
     """
+    from sglang.srt.layers.attention.nsa_backend import NativeSparseAttnBackend
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+    if mode != "DECODE" and not hasattr(NativeSparseAttnBackend, "_forward_aiter_extend"):
+        # 0.5.9 has aiter for decode alone.
+        prefill, decode = (x.replace("aiter", "flashmla_sparse") for x in (prefill, decode))
     arguments = setting.server_arguments(
         nsa_prefill_backend=prefill,
         nsa_decode_backend=decode,
@@ -66,6 +77,8 @@ def forward(
     if hisparse:
         _translate(pool)
     attn = _attention(platform, w_kc, w_vc, cache, attention_backend, neox)
+    if native:
+        attn.rotary_emb.forward = attn.rotary_emb.forward_native
     heads = w_kc.shape[0]
     attn.attn_mqa = RadixAttention(
         heads, LATENT + ROPE, 0.1, num_kv_heads=1, layer_id=0, v_head_dim=LATENT
@@ -91,7 +104,12 @@ def forward(
         attn.rebuild_cp_kv_cache = _gather(gathered)
     attn.q_proj = lambda hidden: (q.flatten(1).clone(),)
     attn.kv_a_proj_with_mqa = lambda hidden: (latent.clone(),)
-    with _overridden(fused), _tilelang_launches(seen) as launched, recorder.record() as run:
+    with (
+        _overridden(fused),
+        _distrusted(trusted),
+        _tilelang_launches(seen) as launched,
+        recorder.record() as run,
+    ):
         state = attn.forward_absorb_prepare(positions, None, batch, None, scaling)
         state = [*state[:7], _topk(q.shape[0], slots, platform), state[8]]
         output = attn.forward_absorb_core(*state)
@@ -104,16 +122,80 @@ def forward(
         "sin": attn.rotary_emb.sin_cache,
         "launches": run.launches,
         "inner_iter": launched,
+        "declined": _declined(),
     }
+
+
+def row_width(
+    platform, cache, prefill="tilelang", decode="tilelang", heads=16, topk=TOPK, trusted=True
+):
+    """The elements of a cache row that a server with these flags would allocate."""
+    from sglang.srt.model_executor import model_runner_kv_cache_mixin as mixin
+
+    hf = types.SimpleNamespace(architectures=["DeepseekV3ForCausalLM"], index_topk=topk)
+    runner = types.SimpleNamespace(
+        server_args=setting.server_arguments(
+            nsa_prefill_backend=prefill, nsa_decode_backend=decode
+        ),
+        kv_cache_dtype=pools.cache_dtype(platform, cache),
+        model_config=types.SimpleNamespace(
+            hf_config=hf,
+            num_attention_heads=heads,
+            kv_lora_rank=LATENT,
+            qk_rope_head_dim=ROPE,
+        ),
+    )
+    one_rank = mock.patch("sglang.srt.layers.dp_attention.get_attention_tp_size", return_value=1)
+    with one_rank, _distrusted(trusted):
+        return {"width": mixin.ModelRunnerKVCacheMixin.calculate_mla_kv_cache_dim(runner)}
+
+
+def glm_configuration(platform, kind):
+    """GLM-5's as sglang reads it, from a file in the style of transformers 5."""
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    written = {
+        "architectures": ["GlmMoeDsaForCausalLM"],
+        "model_type": "glm_moe_dsa",
+        "hidden_size": 64,
+        "num_attention_heads": 16,
+        "rope_parameters": {"rope_type": kind, "rope_theta": 8e6},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "config.json").write_text(json.dumps(written))
+        config = get_config(folder, trust_remote_code=False)
+    return {
+        "architecture": config.architectures[0],
+        "theta": config.rope_theta,
+        "scaling": config.rope_scaling,
+        "parameters": config.rope_parameters,
+    }
+
+
+def _declined() -> list[str]:
+    try:
+        from sglang.srt import rocm_patches
+    except ImportError:  # pristine
+        return []
+    return rocm_patches.report()["slugs"]["nsa-fp8-kv"]["declined"]
 
 
 def _attention(platform, w_kc, w_vc, cache, attention_backend, neox):
     from sglang.srt.layers.rotary_embedding import get_rope_wrapper
-    from sglang.srt.models.deepseek_common.attention_forward_methods.forward_mla import (
-        DeepseekMLAForwardMixin,
-    )
 
-    attn = DeepseekMLAForwardMixin()
+    try:
+        from sglang.srt.models.deepseek_common.attention_forward_methods.forward_mla import (
+            DeepseekMLAForwardMixin,
+        )
+
+        mla = DeepseekMLAForwardMixin
+    except ImportError:  # 0.5.9
+        from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
+
+        mla = DeepseekV2AttentionMLA
+    attn = mla.__new__(mla)
+    if isinstance(attn, torch.nn.Module):
+        torch.nn.Module.__init__(attn)
     with setting.default_dtype(torch.bfloat16):
         attn.rotary_emb = get_rope_wrapper(
             ROPE,
@@ -169,6 +251,7 @@ def _nsa_backend(arguments, seen):
         return q_all[..., :LATENT].clone()
 
     backend._forward_aiter = backend._forward_aiter_extend = aiter
+    backend._forward_flashmla_sparse = aiter
     return backend
 
 
@@ -211,29 +294,47 @@ def _translate(pool):
 
 @contextlib.contextmanager
 def _tilelang_launches(seen):
-    """The ``inner_iter`` of each launch of the sparse attention, and its q."""
+    """q of the sparse attention, and the ``inner_iter`` of each launch of upstream's kernels."""
     from sglang.srt.layers.attention.nsa import tilelang_kernel
 
     launched = []
 
     def spied(factory):
-        def make(*arguments, inner_iter, **others):
-            kernel = factory(*arguments, inner_iter=inner_iter, **others)
-
-            def launch(q, kv, indices):
-                seen["q"] = q[0]
-                launched.append(inner_iter)
-                return kernel(q, kv, indices)
-
-            return launch
+        def make(*arguments, inner_iter=None, **others):
+            launched.append(inner_iter)
+            chosen = {} if inner_iter is None else {"inner_iter": inner_iter}
+            return factory(*arguments, **chosen, **others)
 
         return make
 
+    attention = tilelang_kernel.tilelang_sparse_fwd
+
+    def attend(q, *arguments, **others):
+        seen["q"] = q
+        return attention(q, *arguments, **others)
+
     with contextlib.ExitStack() as stack:
-        for name in ("sparse_mla_fwd_decode_partial", "sparse_mla_fwd_decode_partial_fp8"):
-            factory = getattr(tilelang_kernel, name)
-            stack.enter_context(mock.patch.object(tilelang_kernel, name, spied(factory)))
+        stack.enter_context(mock.patch.object(tilelang_kernel, "tilelang_sparse_fwd", attend))
+        for name in (
+            "sparse_attention_fwd_kernel_v1",
+            "sparse_mla_fwd_decode_partial",
+            "sparse_mla_fwd_decode_partial_fp8",
+        ):
+            if factory := getattr(tilelang_kernel, name, None):
+                stack.enter_context(mock.patch.object(tilelang_kernel, name, spied(factory)))
         yield launched
+
+
+@contextlib.contextmanager
+def _distrusted(trusted):
+    if trusted:
+        yield
+        return
+    from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
+
+    reason = mock.Mock(return_value="TileLang was not checked")
+    with mock.patch.object(nsa_fp8_kv_sparse_mla, "unchecked_tilelang", reason):
+        yield
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import torch
 from tests.modules.absorbed_mla import HISPARSE, LATENT, ROPE, inputs
 from tests.modules.pools import SLOTS, cache_dtype
 from tests.references import nsa_fp8_kv as reference
+from tests.references.nsa_fp8_kv_sparse_mla import sparse_mla
 from tests.tolerances import assert_bitwise, assert_close, declared
 
 FORWARD = "tests.modules.absorbed_mla:forward"
@@ -74,15 +75,43 @@ def test_fusing_changes_no_bit(arms, platform, layer, cache, neox, mode):
     parted = arms.patched.run(FORWARD, fused=False, **given)
     for name in ("rows", "output"):
         assert_bitwise(fused.outputs[name], parted.outputs[name], name)
-    # One launch instead of: rope, write, concatenation of q and, for e4m3, its cast.
-    saved = 3 if cache == "fp8" else 2
-    assert parted.outputs["launches"] - fused.outputs["launches"] == saved
-    if platform.arch == "gfx942":  # there upstream rotates in fp32, too
-        pristine = arms.pristine.run(FORWARD, **given)
-        for name in ("rows", "output"):
-            assert_bitwise(fused.outputs[name], pristine.outputs[name], name)
-        casts_of_k = 2 if cache == "fp8" else 0
-        assert pristine.outputs["launches"] - fused.outputs["launches"] == saved + casts_of_k
+    # One launch instead of: rope, write, concatenation of q.
+    assert parted.outputs["launches"] - fused.outputs["launches"] == 2
+    if platform.arch == "gfx942" and (arms.release, cache) != ("0.5.9", "fp8"):
+        pristine = arms.pristine.run(FORWARD, **given)  # rotates in fp32, too
+        assert_bitwise(fused.outputs["rows"], pristine.outputs["rows"], "rows")
+        casts = 3 if cache == "fp8" else 0  # of k_nope, k_pe and q
+        parts = 0 if arms.release == "0.5.9" else 1  # upstream combines parts, as we do
+        assert pristine.outputs["launches"] - fused.outputs["launches"] == 1 + casts + parts
+
+
+@caches
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+def test_attention_is_fp64s_over_the_cache_as_it_is_stored(arms, platform, cache, mode):
+    layer = inputs(TOKENS, HEADS)
+    result = arms.patched.run(FORWARD, cache=cache, mode=mode, **layer)
+    found, written = result.outputs, layer["slots"]
+    q = found["q"].view(torch.bfloat16)
+    rows = found["rows"].view(cache_dtype(platform, cache))[written]
+    everything = torch.arange(TOKENS).expand(TOKENS, 1, TOKENS)
+    latent = sparse_mla(q, rows, everything, 0.1, LATENT)
+    truth = torch.einsum("thl,hlv->thv", latent, layer["w_vc"].double()).flatten(1)
+    assert_close(found["output"].flatten(1), truth, "rel<=2e-2 vs fp64", reduction=LATENT)
+    assert result.operators["tilelang.sparse_mla_partial"] == 1
+
+
+@pytest.mark.parametrize("backend", ["tilelang", "aiter"])
+def test_rope_without_scaling_is_rotated_once_whoever_does_it(arms, platform, layer, backend):
+    """0.5.9 gives such models, GLM-5 among them, the native forward of aiter's rope."""
+    given = layer | {"native": True, "prefill": backend, "decode": backend}
+    if backend == "tilelang":
+        check(platform, arms.patched.run(FORWARD, **given), layer)
+        return
+    found = arms.patched.run(FORWARD, **given).outputs
+    angles = layer["positions"], found["cos"], found["sin"], False
+    truth = reference.rotated(layer["latent"][:, None, LATENT:], *angles)
+    rows = found["rows"].view(platform.fp8_dtype)[layer["slots"]][..., LATENT:]
+    assert_close(rows, truth, "rel<=0.07 vs fp64")  # it rounds each operation to bf16
 
 
 @caches
@@ -90,6 +119,11 @@ def test_fusing_changes_no_bit(arms, platform, layer, cache, neox, mode):
 @pytest.mark.parametrize("backend", ["tilelang", "aiter"])
 def test_switched_off_is_upstreams(arms, layer, cache, mode, backend):
     given = layer | {"cache": cache, "mode": mode, "prefill": backend, "decode": backend}
+    if (arms.release, backend, cache) == ("0.5.9", "tilelang", "fp8"):
+        for arm in (arms.pristine, arms.off):
+            with pytest.raises(Exception, match=r"kv is .*float8.*, expected torch\.bfloat16"):
+                arm.run(FORWARD, **given)
+        return
     expected, found = arms.pristine.run(FORWARD, **given), arms.off.run(FORWARD, **given)
     for name in ("rows", "q", "output"):
         assert_bitwise(found.outputs[name], expected.outputs[name], name)
@@ -154,6 +188,8 @@ def test_llama_4_scaling_is_rotated_once_without_the_fusion(arms, platform, laye
 
 @pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
 def test_a_pool_that_translates_slots_writes_by_itself(arms, platform, layer, mode):
+    if arms.release == "0.5.9":
+        pytest.skip("0.5.9 has no such pool")
     result = arms.patched.run(FORWARD, mode=mode, hisparse=True, **layer)
     check(platform, result, layer, slots=(layer["slots"] + HISPARSE) % (SLOTS + 1))
     assert not kernel_ran(result)
@@ -176,11 +212,21 @@ def test_tokens_without_a_slot_are_left_out(arms, platform, layer, fused):
 
 
 @caches
-@pytest.mark.parametrize("heads", [8, 16, 32, 64, 128])
-def test_every_number_of_heads_gets_a_launch_that_fits_the_lds(arms, platform, cache, heads):
+@pytest.mark.parametrize("heads", [8, 24, 128])
+def test_any_number_of_heads_is_ours(arms, platform, cache, heads):
     """https://github.com/sgl-project/sglang/pull/23963: 115200 bytes on gfx942."""
+    result = arms.patched.run(FORWARD, cache=cache, **inputs(1, heads))
+    assert result.operators["tilelang.sparse_mla_partial"] == 1
+    assert result.outputs["inner_iter"] == []
+
+
+@caches
+@pytest.mark.parametrize("heads", [8, 16, 32, 64, 128])
+def test_upstreams_kernels_get_a_launch_that_fits_the_lds(arms, platform, cache, heads):
+    if arms.release == "0.5.9":
+        pytest.skip("its kernels have one launch, which fits or does not")
     layer = inputs(1, heads)
-    outputs = arms.patched.run(FORWARD, cache=cache, **layer).outputs
+    outputs = arms.patched.run(FORWARD, cache=cache, trusted=False, **layer).outputs
     (inner_iter,) = outputs["inner_iter"]
     allocated = reference.LDS[platform.arch]
     if (cache, heads, inner_iter) not in allocated:  # e4m3 tiles have 16 heads, however many
@@ -188,9 +234,79 @@ def test_every_number_of_heads_gets_a_launch_that_fits_the_lds(arms, platform, c
     assert allocated[cache, heads, inner_iter] <= platform.lds_bytes
 
 
-def test_heads_that_tilelang_cannot_take_name_the_flag(arms, platform):
-    with pytest.raises(Exception, match=r"24 query heads a rank.*--tp-size"):
-        arms.patched.run(FORWARD, **inputs(1, 24))
+def test_heads_that_upstreams_kernels_cannot_take_name_the_flag(arms, platform):
+    heads = 24
+    if arms.release == "0.5.9":
+        heads = 128
+        if platform.arch == "gfx950":
+            pytest.skip("160 KiB hold every launch of 0.5.9's kernels")
+    given = inputs(1, heads) | {"trusted": False}
+    given |= {"cache": "bf16"} if arms.release == "0.5.9" else {}
+    with pytest.raises(Exception, match=rf"{heads} query heads a rank.*--tp-size"):
+        arms.patched.run(FORWARD, **given)
+
+
+@caches
+def test_a_tilelang_that_was_not_checked_leaves_attention_to_upstream_by_name(
+    arms, platform, layer, cache
+):
+    given = layer | {"cache": cache, "trusted": False}
+    if (arms.release, cache) == ("0.5.9", "fp8"):
+        with pytest.raises(Exception, match="TileLang was not checked; use --kv-cache-dtype"):
+            arms.patched.run(FORWARD, **given)
+        return
+    result = arms.patched.run(FORWARD, **given)
+    check(platform, result, layer, cache)
+    assert "tilelang.sparse_mla_partial" not in result.operators
+    assert any("not checked" in reason for reason in result.outputs["declined"])
+
+
+# At start ---------------------------------------------------------------------------------------
+
+
+def width(arm, cache, **server):
+    return arm.run("tests.modules.absorbed_mla:row_width", cache=cache, **server).outputs
+
+
+@caches
+def test_tilelang_reads_rows_of_576(arms, platform, cache):
+    assert width(arms.patched, cache)["width"] == 576
+    assert width(arms.patched, cache, decode="aiter")["width"] == 576
+    if arms.release == "0.5.9":
+        with_scales = cache == "fp8" and platform.arch == "gfx950"
+        assert width(arms.pristine, cache)["width"] == (656 if with_scales else 576)
+
+
+def test_other_backends_keep_the_rows_that_they_read(arms):
+    server = {"prefill": "flashmla_sparse", "decode": "flashmla_kv"}
+    pristine, patched = (width(arm, "fp8", **server) for arm in (arms.pristine, arms.patched))
+    assert patched["width"] == pristine["width"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [({"trusted": False}, "not checked"), ({"topk": 2040}, "top-k of 2040")],
+    ids=["TileLang", "top-k"],
+)
+def test_a_server_whose_cache_nothing_could_read_does_not_start(arms, setting, reason):
+    if arms.release != "0.5.9":
+        pytest.skip("upstream has FP8 kernels there")
+    with pytest.raises(Exception, match=f"{reason}.*use --kv-cache-dtype bfloat16"):
+        width(arms.patched, "fp8", **setting)
+    assert width(arms.patched, "bf16", **setting)["width"] == 576
+
+
+def test_glm_5s_configuration_is_known_with_its_rope(arms):
+    if arms.release != "0.5.9":
+        pytest.skip("transformers 5 knows it")
+    given = {"scenario": "tests.modules.absorbed_mla:glm_configuration", "alone": True}
+    for kind, scaling in (("default", None), ("yarn", {"rope_type": "yarn", "rope_theta": 8e6})):
+        found = arms.patched.run(**given, kind=kind).outputs
+        assert found["architecture"] == "GlmMoeDsaForCausalLM"
+        assert (found["theta"], found["scaling"]) == (8e6, scaling)
+        assert found["parameters"]["rope_theta"] == 8e6
+    with pytest.raises(Exception, match="does not recognize this architecture"):
+        arms.off.run(**given, kind="default")
 
 
 def test_a_pool_saturates_what_it_casts(arms, platform):

@@ -44,9 +44,10 @@ class StandIn(types.ModuleType):
 
     def __getattr__(self, name):
         qualified = f"{self.__name__}.{name}"
-        if name.startswith("__") or qualified in self._finder.absent:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         provided = self._finder.provided
+        unprovided_dunder = name.startswith("__") and qualified not in provided
+        if unprovided_dunder or qualified in self._finder.absent:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         if qualified in provided:
             value = provided[qualified]
         elif any(each.startswith(f"{qualified}.") for each in provided):

@@ -11,6 +11,7 @@ import torch
 from tests.platform import operators
 from tests.platform.imports import NotEmulatedError
 from tests.platform.tensors import poisoned
+from tests.references.nsa_fp8_kv_sparse_mla import sparse_mla
 from tests.tolerances import assert_bitwise, assert_close
 
 
@@ -290,6 +291,41 @@ def test_sparse_mla_over_partial_groups_is_softmax_over_the_chosen(platform, ran
             truth = weights @ key[:, :512]
             error = (out[0, token].double() - truth).norm() / truth.norm()
             assert error < bound
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_our_programs_are_softmax_over_the_chosen_in_any_number_of_parts(platform, randn, splits):
+    from tests.platform.operators import tilelang_programs as programs
+
+    for dtype, wide in ((torch.bfloat16, "bfloat16"), (platform.fp8_dtype, "float16")):
+        q, kv = randn(3, 16, 576).div(4), randn(300, 1, 576).div(4).to(dtype)
+        indices = torch.randint(0, 300, (3, 256), device=q.device, dtype=torch.int32)
+        indices[1, 100:] = -1
+        indices[2] = -1
+        part = poisoned((3, splits, 16, 512), torch.bfloat16, q.device)
+        lse = poisoned((3, splits, 16), torch.float32, q.device)
+        words, scale = kv.view(torch.int32).view(-1, 4), 0.05 * 0.5 * math.log2(math.e)
+        settings = {"wide": wide}
+        programs.sparse_mla_partial(settings, q, words, indices, part, lse, scale, 0.5)
+        out = poisoned((3, 16, 512), torch.bfloat16, q.device)
+        programs.sparse_mla_combine({}, part, lse, out)
+        truth = sparse_mla(q, kv, indices[:, None], 0.05, 512, kv_scale=0.5)
+        assert_close(out, truth, "rel<=1e-2 vs fp64", reduction=256)
+
+
+def test_a_program_is_called_as_its_signature_says():
+    from tests.platform.operators import tilelang_programs as programs
+
+    rows = programs.Dynamic("rows")
+    signature = {"x": programs.Spec([rows, 2], "int32"), "y": programs.Spec([rows], "float32")}
+    program = programs.Program("program", signature, {})
+    x, y = torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3)
+    programs._bind(program, (x, y))
+    for wrong in ((x,), (x, y[:2]), (x.long(), y), (x[:, :1], y)):
+        with pytest.raises(TypeError, match="program: "):
+            programs._bind(program, wrong)
+    with pytest.raises(NotEmulatedError, match="strides of x"):
+        programs._bind(program, (torch.zeros(2, 3, dtype=torch.int32).T, y))
 
 
 def test_experts_are_weighted_mlps(op, randn):

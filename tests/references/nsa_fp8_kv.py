@@ -30,6 +30,16 @@ LDS = {
 }  # fmt: skip
 
 
+# The same of 0.5.9's sparse_attention_fwd_kernel_v1, as TileLang 0.1.15 lowers it: architecture,
+# heads, bytes.
+LDS_OF_ONE_PASS = [
+    ("gfx942", 8, 57344), ("gfx942", 16, 57344), ("gfx942", 32, 76800), ("gfx942", 64, 115712),
+    ("gfx942", 128, 115712),
+    ("gfx950", 8, 96256), ("gfx950", 16, 96256), ("gfx950", 32, 116736), ("gfx950", 64, 157696),
+    ("gfx950", 128, 157696),
+]  # fmt: skip
+
+
 def saturated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The truth in the range of ``dtype``: what fp64 rounds to it from."""
     return x.clamp(-E4M3_MAX[dtype], E4M3_MAX[dtype]) if dtype in E4M3_MAX else x

@@ -27,6 +27,7 @@ FAMILIES = (
     "quantisation",
     "rope",
     "tilelang",
+    "tilelang_programs",
 )
 
 provided: dict[str, object] = {}

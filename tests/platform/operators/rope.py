@@ -44,6 +44,21 @@ class AiterRope(torch.nn.Module):
         rope_cached_positions(query, key, self.cos_cache, self.sin_cache, positions, self)
         return query if key is None else (query, key)
 
+    def forward_native(self, positions, query, key=None, offsets=None):
+        """Each product and each sum in the type of the tensors, whose rest is copied."""
+        need(offsets is None, "aiter rope: offsets")
+        need(key is not None, "aiter's native rope: no key")
+        tables, where = (self.cos_cache, self.sin_cache), positions.flatten()
+        cos, sin = (table.index_select(0, where) for table in tables)
+        turned = []
+        for tensor in (query, key):
+            heads = tensor.view(positions.numel(), -1, self.head_size)
+            angles = cos.flatten(1)[:, None], sin.flatten(1)[:, None]
+            rotary = rotate(heads[..., : self.rotary_dim], *angles, self.is_neox_style)
+            rest = heads[..., self.rotary_dim :]
+            turned.append(torch.cat((rotary, rest), -1).reshape(tensor.shape))
+        return tuple(turned)
+
 
 @operator("aiter.rope_cached_positions_2c_fwd_inplace")
 def rope_cached_positions(query, key, cos_cache, sin_cache, positions, rope):

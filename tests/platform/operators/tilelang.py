@@ -49,6 +49,13 @@ def count_native_launches() -> None:
         return decorate if function is None else decorate(function)
 
     tilelang.jit = jit
+    compile_program = tilelang.compile
+
+    def compiled_once(program, **options):
+        name = program.attrs["global_symbol"]
+        return recorder.recorded(f"tilelang.{name}")(compile_program(program, **options))
+
+    tilelang.compile = compiled_once
 
 
 provided["tilelang.jit"] = _jit
@@ -76,14 +83,57 @@ def act_quant_kernel(N, in_dtype="bfloat16", out_dtype=None, scale_dtype=None, r
     return kernel
 
 
+@_factory
+def sparse_attention_fwd_kernel_v1(
+    num_heads,
+    dim,
+    tail_dim,
+    topk,
+    *,
+    kv_group=1,
+    sm_scale=None,
+    is_causal=True,
+    block_I=64,
+    num_stages=2,
+    threads=256,
+):
+    """0.5.9's: all keys of a token in one workgroup, bf16 alone; 0 / 0 for a token without keys."""
+    assert is_causal, "sparse_attention_fwd_kernel_v1: non-causal"
+    assert topk % block_I == 0, "sparse_attention_fwd_kernel_v1: topk"
+    assert num_heads <= 64 or num_heads % 64 == 0, "sparse_attention_fwd_kernel_v1: heads"
+    need(kv_group == 1, "sparse_attention_fwd_kernel_v1: kv_group")
+    need(sm_scale is not None, "sparse_attention_fwd_kernel_v1: sm_scale=None")
+
+    def kernel(q, kv, indices):
+        _typed("sparse_attention_fwd_kernel_v1", torch.bfloat16, q=q, kv=kv)
+        need(indices.dtype == torch.int32, f"sparse attention: indices of {indices.dtype}")
+        out = q.new_empty(1, q.shape[1], num_heads, dim)
+        rows = kv[0, :, 0]
+        for token in range(q.shape[1]):
+            chosen = indices[0, token, 0]
+            key = rows[chosen[chosen >= 0].long()].float()
+            logits = q[0, token].float() @ key.T * (sm_scale * LOG2_E)
+            top = logits.amax(-1, keepdim=True) if len(key) else -(2.0**30)
+            weights = torch.exp2(logits - top)
+            value = weights.to(torch.bfloat16).float() @ key[:, :dim]
+            out[0, token] = (value / weights.sum(-1, keepdim=True)).to(torch.bfloat16)
+        return out
+
+    return kernel
+
+
+def _typed(name, dtype, **operands):
+    """As TileLang's host code checks what it is called with."""
+    for operand, x in operands.items():
+        if x.dtype is not dtype:
+            raise TypeError(f"{name}: {operand} is {x.dtype}, expected {dtype}")
+
+
 def _partial(heads, dim, topk, sm_scale, block, inner_iter, dtype, attend):
     groups = topk // (block * inner_iter)
 
     def kernel(q, kv, indices):
-        for operand in (q, kv):
-            need(
-                operand.dtype is dtype, f"sparse MLA kernel for {dtype}: operand of {operand.dtype}"
-            )
+        _typed("sparse_mla_fwd_decode_partial", dtype, q=q, kv=kv)
         need(indices.dtype == torch.int32, f"sparse MLA: indices of {indices.dtype}")
         tokens = q.shape[1]
         out = q.new_empty(1, tokens, groups, heads, dim, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""FP8 KV cache of native sparse attention (NSA): who rotates, who writes, what TileLang can launch.
+"""FP8 KV cache of native sparse attention (NSA): who rotates, who writes, who attends.
 
 Upstream: https://github.com/sgl-project/sglang/pull/21511. Its write in one launch is unreachable
 on HIP (#22314 there). Its fused rotation is aiter's, on gfx950 alone, overflows to NaN, and is
@@ -16,6 +16,11 @@ The NSA backend of a mode is as NativeSparseAttnBackend picks it: decode's for d
 and draft extend, prefill's for every other extend. Prefill context parallel and idle batches are
 always rotated in prepare.
 
+Attention over the TileLang backend's rows is our program (nsa_fp8_kv_sparse_mla.py), in prefill and
+decode, over FP8 and bf16. `attends` says of each call whether it is; what it declines goes to the
+release's own kernels, of which 0.5.9 has none for FP8: there `reads_plain_rows` refuses, before the
+server starts, an FP8 cache that no call could read.
+
 k_scale is not applied: the readers of an NSA cache descale nothing, and the unfused paths write
 without it. Upstream's gfx950 path divides by it, which is right only while it is 1.
 """
@@ -30,6 +35,7 @@ from sglang.srt.rocm_patches import Slug, arch, nsa_fp8_kv_lds
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 
 SLUG = Slug("nsa-fp8-kv")
@@ -45,10 +51,46 @@ if ACTIVE:
 
     _FP8_DTYPE = native_e4m3()
 
+_FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+
+
+def reads_plain_rows(runner: ModelRunner) -> bool:
+    """Whether the readers of an NSA cache want its rows plain, 512 + 64 elements without scales.
+
+    For a release without FP8 kernels of its own, at start. Raises ValueError, with the flag to
+    change, where the cache is to be FP8 and our attention cannot read it.
+    """
+    from sglang.srt.configs.model_config import get_nsa_index_topk
+    from sglang.srt.layers.dp_attention import get_attention_tp_size
+
+    server, model = runner.server_args, runner.model_config
+    if "tilelang" not in (server.nsa_prefill_backend, server.nsa_decode_backend):
+        return False
+    if runner.kv_cache_dtype in _FP8:
+        from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
+
+        reason = nsa_fp8_kv_sparse_mla.why_never(
+            torch.device("cuda", torch.cuda.current_device()),
+            runner.kv_cache_dtype,
+            model.num_attention_heads // get_attention_tp_size(),
+            model.kv_lora_rank,
+            model.qk_rope_head_dim,
+            get_nsa_index_topk(model.hf_config),
+        )
+        if reason:
+            raise ValueError(_NO_FP8.format(reason))
+    return True
+
+
+_NO_FP8 = (
+    "this release has no FP8 sparse attention of its own for AMD, and rocm patch nsa-fp8-kv's is "
+    "not for this server: {}; use --kv-cache-dtype bfloat16"
+)
+
 
 def holds_plain_rows(pool: MLATokenToKVPool) -> bool:
     """Whether ``write_rows`` can fill the pool's rows; asked by ``set_mla_kv_buffer`` itself."""
-    return _declines(_why_not_plain(pool))
+    return _fits(_why_not_plain(pool))
 
 
 def ropes_in_core(
@@ -70,7 +112,7 @@ def ropes_in_core(
         return False
     if attn.current_attention_backend != "nsa":
         return arch() == "gfx950" and get_bool_env_var("SGLANG_USE_AITER")
-    return _declines(_why_not_fused(attn, forward_batch, llama_4_scaling))
+    return _fits(_why_not_fused(attn, forward_batch, llama_4_scaling))
 
 
 def rope_and_write(
@@ -84,10 +126,14 @@ def rope_and_write(
 ) -> torch.Tensor:
     """Rotate, write this layer's rows at ``out_cache_loc`` and return q ``[T, H, L + R]``, whole.
 
-    Where `ropes_in_core` says so. q has the cache's type, so that TileLang does not cast it, and
-    goes to the NSA backend without a q_rope: by its last dimension, head_dim, the backend knows not
-    to concatenate it again (https://github.com/sgl-project/sglang/pull/24125).
+    Where `ropes_in_core` says so. q has the type that attention takes: bf16 for our program, the
+    cache's for upstream's. It goes to the NSA backend without a q_rope: by its last dimension,
+    head_dim, the backend knows not to concatenate it again
+    (https://github.com/sgl-project/sglang/pull/24125).
     """
+    from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
+
+    ours = nsa_fp8_kv_sparse_mla.unchecked_tilelang() is None
     return rope_and_write_rows(
         forward_batch.token_to_kv_pool.get_key_buffer(attn.attn_mqa.layer_id),
         forward_batch.out_cache_loc,
@@ -99,7 +145,42 @@ def rope_and_write(
         attn.rotary_emb.cos_cache,
         attn.rotary_emb.sin_cache,
         attn.rotary_emb.is_neox_style,
+        torch.bfloat16 if ours else None,
     )
+
+
+def attends(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    d_v: int,
+    bf16_kernels: tuple[int, int] | None = None,
+) -> bool:
+    """Whether `attend` takes this call of `tilelang_sparse_fwd`.
+
+    bf16_kernels: keys and threads of a workgroup, for a release whose own kernels are of bf16
+    alone and always the same. There a call that neither takes raises ValueError with the reason.
+    """
+    from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
+
+    reason = nsa_fp8_kv_sparse_mla.why_not(q, kv, indices, d_v)
+    if reason and bf16_kernels:
+        if kv.dtype in _FP8:
+            raise ValueError(_NO_FP8.format(reason))
+        block, threads = bf16_kernels
+        nsa_fp8_kv_lds.require(
+            arch(), heads=q.shape[1], width=q.shape[2], block=block, threads=threads
+        )
+    return _fits(reason)
+
+
+def attend(
+    q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, sm_scale: float, d_v: int
+) -> torch.Tensor:
+    """As `tilelang_sparse_fwd`, by our program: ``[T, H, d_v]`` bf16."""
+    from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
+
+    return nsa_fp8_kv_sparse_mla.attend(q, kv, indices, sm_scale, d_v)
 
 
 def fit_inner_iter(
@@ -111,7 +192,7 @@ def fit_inner_iter(
     """
     return nsa_fp8_kv_lds.fit(
         arch(),
-        fp8=kv.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+        fp8=kv.dtype in _FP8,
         heads=q.shape[1],
         width=q.shape[2],
         block=block,
@@ -121,7 +202,7 @@ def fit_inner_iter(
     )
 
 
-def _declines(reason: str | None) -> bool:
+def _fits(reason: str | None) -> bool:
     if reason is not None:
         SLUG.decline(reason)
     return reason is None

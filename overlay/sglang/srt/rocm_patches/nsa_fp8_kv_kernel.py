@@ -144,6 +144,7 @@ def _rope_and_write_kernel(
     HEADS: tl.constexpr,
     NEOX: tl.constexpr,
     MAX: tl.constexpr,
+    Q_MAX: tl.constexpr,
 ):
     """Program (t, 0) writes the cache row of token t, program (t, b) its b-th HEADS query heads."""
     token = tl.program_id(0).to(tl.int64)
@@ -166,8 +167,8 @@ def _rope_and_write_kernel(
         out = q_out + (token * heads + head) * (NOPE + 2 * HALF)
         absorbed = q_nope + token * q_nope_token_stride + head * q_nope_head_stride
         rotary = q_pe + token * q_pe_token_stride + head * q_pe_head_stride
-        _copy_rows(absorbed, out, live, NOPE, BLOCK_NOPE, MAX)
-        _rotate_rows(rotary, out + NOPE, live, c, s, HALF, BLOCK_HALF, NEOX, MAX)
+        _copy_rows(absorbed, out, live, NOPE, BLOCK_NOPE, Q_MAX)
+        _rotate_rows(rotary, out + NOPE, live, c, s, HALF, BLOCK_HALF, NEOX, Q_MAX)
 
 
 def rope_and_write_rows(
@@ -181,6 +182,7 @@ def rope_and_write_rows(
     cos: torch.Tensor,
     sin: torch.Tensor,
     is_neox: bool,
+    q_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Rotate q_pe and k_pe, write the cache rows and return ``cat(q_nope, q_pe)``, in one launch.
 
@@ -188,7 +190,8 @@ def rope_and_write_rows(
     q_nope, q_pe: ``[T, H, L]`` and ``[T, H, R]``, any strides between tokens and heads.
     positions: ``[T]`` int32 or int64, each below P.
     cos, sin: ``[P, ..., R / 2]``, any float type; the two of aiter's rotary embedding.
-    The result is ``[T, H, L + R]`` in the type of ``rows``, every token of it, whatever its slot.
+    The result is ``[T, H, L + R]``, every token of it, whatever its slot, in q_dtype; that of
+        ``rows`` if None.
     The rotation is rotary.py's: fp32, rounded once to the type of q_pe and k_pe.
     Raises ValueError where shapes do not fit or elements of a row do not lie side by side.
     """
@@ -209,7 +212,8 @@ def rope_and_write_rows(
         raise ValueError("q_nope and q_pe must be contiguous in their last dimension")
     if cos.stride(-1) != 1 or sin.stride() != cos.stride():
         raise ValueError("cos and sin must be contiguous in their last dimension, strides alike")
-    q_out = torch.empty((tokens, heads, rows.shape[-1]), dtype=rows.dtype, device=q_nope.device)
+    q_dtype = q_dtype or rows.dtype
+    q_out = torch.empty((tokens, heads, rows.shape[-1]), dtype=q_dtype, device=q_nope.device)
     if tokens == 0:
         return q_out
     together = min(ROWS_TOGETHER, triton.next_power_of_2(heads))
@@ -243,6 +247,7 @@ def rope_and_write_rows(
         HEADS=together,
         NEOX=is_neox,
         MAX=E4M3_MAX.get(rows.dtype, 0.0),
+        Q_MAX=E4M3_MAX.get(q_dtype, 0.0),
         num_warps=WARPS,
     )
     return q_out

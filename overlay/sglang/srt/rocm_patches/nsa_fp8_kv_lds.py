@@ -58,7 +58,24 @@ def fit(
             inner_iter *= 2
     if reason is None:
         return inner_iter
-    raise ValueError(
+    raise _refusal(heads, fp8, reason)
+
+
+def require(arch: str, *, heads: int, width: int, block: int, threads: int) -> None:
+    """That 0.5.9's bf16 kernels fit, which have q in the LDS always; ValueError as `fit`'s.
+
+    Its ``sparse_attention_fwd_kernel_v1`` goes through all keys a block at a time, with the buffers
+    of ``sparse_mla_fwd_decode_partial``: the result lies where q and the keys lay.
+    """
+    needed = lds_bytes(
+        fp8=False, heads=heads, width=width, block=block, inner_iter=1, threads=threads
+    )
+    if needed > LDS_BYTES[arch]:
+        raise _refusal(heads, False, f"needs more than {LDS_BYTES[arch]} bytes of LDS for them")
+
+
+def _refusal(heads: int, fp8: bool, reason: str) -> ValueError:
+    return ValueError(
         f"{heads} query heads a rank: TileLang's {'FP8' if fp8 else 'bf16'} sparse attention "
         f"{reason}; change --tp-size or --dp-size (with --enable-dp-attention), or the "
         f"--nsa-prefill-backend and --nsa-decode-backend"

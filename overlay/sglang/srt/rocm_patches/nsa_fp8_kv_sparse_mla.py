@@ -2,16 +2,19 @@
 
 ``sparse_mla`` does the work of upstream's ``tilelang_sparse_fwd``; ``why_not`` says, by name, why
 a call is not for it. Each chip's tiling, its LDS and the number of splits are settled here; the
-programs are in nsa_fp8_kv_sparse_mla_tiles.py.
+programs are in nsa_fp8_kv_sparse_mla_tiles.py and nsa_fp8_kv_sparse_mla_combine.py.
 """
 
 import functools
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tilelang
 import torch
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles
+from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine
 from tilelang import tvm
 
 # The ROCm images' TileLang: 0.5.9 carries ebf4a7cb, 0.5.10 and later a55a8230, which lie 31 and 48
@@ -79,8 +82,10 @@ def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
 
 
 def chip_of(device: torch.device) -> str:
+    """The key of CHIPS that the device has there, or would have."""
     properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
+    # TileLang's own setting comes first: it is what tests on an NVIDIA GPU go by.
+    if torch.version.hip is not None and os.environ.get("TILELANG_DEFAULT_TARGET") != "cuda":
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
 
@@ -123,7 +128,8 @@ def splits_for(
     return next((n for n in allowed if programs * n >= enough), allowed[-1])
 
 
-def unchecked_tilelang(version: str) -> str | None:
+@functools.cache
+def unchecked_tilelang(version: str = tilelang.__version__) -> str | None:
     """Why this TileLang is not trusted with the programs, or None.
 
     A source checkout calls itself 0.1.7.post3+rocm.gita55a8230, a wheel 0.1.8.
@@ -137,39 +143,45 @@ def unchecked_tilelang(version: str) -> str | None:
     )
 
 
-def why_not(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, d_v: int = 512) -> str | None:
-    """Why ``sparse_mla`` does not take this call, for the log; None if it does."""
-    if reason := unchecked_tilelang(tilelang.__version__):
+def why_never(
+    device: torch.device, cache: torch.dtype, heads: int, d_v: int, tail: int, topk: int
+) -> str | None:
+    """Why no call of these sizes is for ``sparse_mla``, or None. cache: the type of its rows."""
+    if reason := unchecked_tilelang():
         return reason
-    arch = chip_of(kv.device)
+    arch = chip_of(device)
     if arch not in CHIPS:
         return f"{arch} is none of {', '.join(CHIPS)}"
+    if cache not in (torch.bfloat16, CHIPS[arch].fp8):
+        return f"a KV cache of {cache} on {arch}"
+    try:
+        tiling_for(arch, heads, d_v, tail, topk)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def why_not(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, d_v: int = 512) -> str | None:
+    """Why ``sparse_mla`` does not take this call, for the log; None if it does."""
     if not (q.dim() == kv.dim() == indices.dim() == 3 and kv.shape[1] == indices.shape[1] == 1):
         return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)}"
     if kv.shape[2] != q.shape[2] or indices.shape[0] != q.shape[0]:
         return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)} do not agree"
-    if kv.dtype not in (torch.bfloat16, CHIPS[arch].fp8):
-        return f"a KV cache of {kv.dtype} on {arch}"
     if q.dtype not in (torch.bfloat16, kv.dtype):
         return f"q of {q.dtype} with a KV cache of {kv.dtype}"
     if indices.dtype != torch.int32:
         return f"indices of {indices.dtype}"
     if not (q.is_contiguous() and kv.is_contiguous() and indices.is_contiguous()):
         return "q, KV cache or indices are not contiguous"
-    try:
-        tiling_for(arch, q.shape[1], d_v, q.shape[2] - d_v, indices.shape[2])
-    except ValueError as error:
-        return str(error)
-    return None
+    return why_never(kv.device, kv.dtype, q.shape[1], d_v, q.shape[2] - d_v, indices.shape[2])
 
 
 @functools.cache
-def _compiled(builder: str, arch: str, settings: tuple[tuple[str, object], ...]):
+def _compiled(builder: Callable, arch: str, settings: tuple[tuple[str, object], ...]):
     chip = CHIPS[arch]
     name = {"hip": "mcpu", "cuda": "arch"}[chip.platform]
     target = tvm.target.Target({"kind": chip.platform, name: "sm_90a" if arch == "sm_90" else arch})
-    program = getattr(tiles, builder)(**dict(settings))
-    return tilelang.compile(program, target=target, pass_configs=tiles.PASSES)
+    return tilelang.compile(builder(**dict(settings)), target=target, pass_configs=tiles.PASSES)
 
 
 def sparse_mla(
@@ -191,6 +203,18 @@ def sparse_mla(
     """
     if reason := why_not(q, kv, indices, d_v):
         raise ValueError(f"sparse MLA attention: {reason}")
+    return attend(q, kv, indices, sm_scale, d_v, kv_scale)
+
+
+def attend(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    sm_scale: float,
+    d_v: int,
+    kv_scale: float = 1.0,
+) -> torch.Tensor:
+    """``sparse_mla`` of a call that ``why_not`` has nothing against."""
     tokens, heads, width = q.shape
     topk = indices.shape[2]
     out = torch.empty((tokens, heads, d_v), dtype=torch.bfloat16, device=q.device)
@@ -199,10 +223,12 @@ def sparse_mla(
     arch = chip_of(kv.device)
     tiling = tiling_for(arch, heads, d_v, width - d_v, topk)
     splits = splits_for(arch, tiling, tokens, heads, d_v, width - d_v, topk)
-    part = out.new_empty((tokens, splits, heads, d_v)) if splits > 1 else out.unsqueeze(1)
-    lse = out.new_empty((tokens, splits, heads), dtype=torch.float32)
+    part = out.unsqueeze(1)
+    if splits > 1:
+        part = torch.empty((tokens, splits, heads, d_v), dtype=out.dtype, device=q.device)
+    lse = torch.empty((tokens, splits, heads), dtype=torch.float32, device=q.device)
     program = _compiled(
-        "partial",
+        tiles.partial,
         arch,
         tuple(
             {
@@ -229,6 +255,6 @@ def sparse_mla(
         kv_scale,
     )
     if splits > 1:
-        merge = _compiled("combine", arch, (("heads", heads), ("d_v", d_v), ("splits", splits)))
+        merge = _compiled(combine, arch, (("heads", heads), ("d_v", d_v), ("splits", splits)))
         merge(part, lse, out)
     return out

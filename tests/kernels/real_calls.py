@@ -166,7 +166,7 @@ def _nsa_fp8_kv(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
         slug, "rotate and write rows", *about,
         lambda: nsa_fp8_kv_kernel.rope_and_write_rows(
             rows, slots(tokens), absorbed, q[..., -rank.rotary :], normed, pe, slots(tokens),
-            cos, sin, False,
+            cos, sin, False, torch.bfloat16,
         ),
     )  # fmt: skip
     if cache_dtype == "fp8":

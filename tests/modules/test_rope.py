@@ -61,6 +61,11 @@ def fused_inputs(kind, cache, neox, scales, head_dim=64):
     }
 
 
+def stored_scales(arms, scales):
+    """0.5.9's triton backend, as which the scenario counts, neither stores nor reads with any."""
+    return (None, None) if arms.release == "0.5.9" else scales
+
+
 FUSED = [
     pytest.param(kind, cache, neox, scales, id=f"{kind}-{cache}-{style}-{scales[0]}")
     for kind in ("mha", "swa")
@@ -71,11 +76,15 @@ FUSED = [
 
 @pytest.mark.parametrize(("kind", "cache", "neox", "scales"), FUSED)
 def test_rope_with_its_store_writes_what_it_returns(
-    either_arm, platform, kind, cache, neox, scales
+    arms, either_arm, platform, kind, cache, neox, scales
 ):
     given = fused_inputs(kind, cache, neox, scales)
     result = either_arm.run("tests.modules.rope:rotate_and_store", **given).outputs
+    if arms.release == "0.5.9" and either_arm is arms.pristine:
+        assert not result["fused"]  # on HIP it stores in attention
+        return
     assert result["fused"]
+    scales = stored_scales(arms, scales)
     for name in ("q", "k"):
         truth = rotated(heads_of(given[name], 64), given["positions"], result["table"], 64, neox)
         assert_close(heads_of(result[name], 64), truth, UPSTREAM, name=name)
@@ -95,6 +104,7 @@ def test_the_fused_store_saturates(arms, platform, scales):
     given["k"], given["v"] = given["k"] * 150, given["v"] * 150
     result = arms.patched.run("tests.modules.rope:rotate_and_store", **given).outputs
     k, slots = heads_of(result["k"], 64), given["slots"]
+    scales = stored_scales(arms, scales)
     assert_cache(platform, "fp8", result["k_cache"], k, scales[0], slots, "k_cache")
     assert_cache(platform, "fp8", result["v_cache"], given["v"], scales[1], slots, "v_cache")
 

@@ -66,7 +66,7 @@ def proof(house: Path, patches: series.PatchSet) -> str:
     for release in reversed(patches.releases.values()):
         for slug, patch in release.patches.items():
             counted = [
-                f"{row['case']}, {row['arch']}: {row['pristine']} → {row['patched']}"
+                f"{row['case']}, {row['arch']}: {row['pristine'] or 'refused'} → {row['patched']}"
                 for row in launches(house, release, slug, patches)
             ]
             shown = [

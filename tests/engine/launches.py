@@ -30,16 +30,18 @@ def of_a_decode_step(case: Case, arm: str, platform: Platform) -> dict[str, int]
 
 def row(name: str, arch: str) -> dict:
     case, platform = CASES[name], Platform("cpu", arch)
-    pristine, patched = (of_a_decode_step(case, arm, platform) for arm in ("pristine", "patched"))
+    refused = case.upstream_refuses is not None
+    pristine = {} if refused else of_a_decode_step(case, "pristine", platform)
+    patched = of_a_decode_step(case, "patched", platform)
     changed = sorted(k for k in pristine | patched if pristine.get(k, 0) != patched.get(k, 0))
     return {
         "case": name,
         "release": case.release,
         "arch": arch,
         "slugs": list(case.slugs),
-        "pristine": sum(pristine.values()),
+        "pristine": None if refused else sum(pristine.values()),
         "patched": sum(patched.values()),
-        "changed": {k: [pristine.get(k, 0), patched.get(k, 0)] for k in changed},
+        "changed": {} if refused else {k: [pristine.get(k, 0), patched.get(k, 0)] for k in changed},
     }
 
 

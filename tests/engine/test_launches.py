@@ -19,5 +19,5 @@ def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
         pytest.skip("counted on the CPU")
     found = row(name, platform.arch)
     assert found in json.loads(EVIDENCE.read_text())
-    if CASES[name].upstream_fault is None:
+    if not (CASES[name].upstream_fault or CASES[name].upstream_refuses):
         assert found["patched"] <= found["pristine"], found["changed"]

@@ -293,6 +293,16 @@ def test_sparse_mla_over_partial_groups_is_softmax_over_the_chosen(platform, ran
             assert error < bound
 
 
+def test_a_product_of_parts_is_added_to_what_it_is_given(op, randn):
+    x, w, y = randn(5, 40), randn(3, 40), randn(5, 3, dtype=torch.float32)
+    truth = y.double() + x.double() @ w.double().T
+    multiply = op("aiter.ops.triton.gemm_a16w16_atomic.gemm_a16w16_atomic")
+    assert multiply(x, w, y=y) is y
+    assert_close(y, truth, "rel<=1e-6 vs fp64", reduction=40)
+    with pytest.raises(NotEmulatedError, match="no y"):
+        multiply(x, w)
+
+
 @pytest.mark.parametrize("splits", [1, 4])
 def test_our_programs_are_softmax_over_the_chosen_in_any_number_of_parts(platform, randn, splits):
     from tests.platform.operators import tilelang_programs as programs

@@ -44,7 +44,7 @@ def logits(
     from sglang import bench_one_batch
 
     hardware.grant(platform)
-    know_minimax()
+    know_models()
     runner = model_runner(path, server, scales)
     watch = Watch(runner.model, trace)
     forwards = {"logits": [], "selected": [], "launches": [], "trace": []}
@@ -199,14 +199,16 @@ def positions(slots: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return chosen.nonzero().flatten()
 
 
-def know_minimax() -> None:
-    """As a user does whose transformers is older than MiniMax-M2, such as 0.5.9's."""
+def know_models() -> None:
+    """As a user does whose transformers, such as 0.5.9's, is older than these; the patch may."""
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if "minimax_m2" not in CONFIG_MAPPING:
-        fields = {"model_type": "minimax_m2", "rope_scaling": None}
-        AutoConfig.register("minimax_m2", type("MiniMaxM2Config", (PretrainedConfig,), fields))
+    patched = (slugs() or {}).get("nsa-fp8-kv", {}).get("state") == "active"
+    for name in ("minimax_m2", *([] if patched else ["glm_moe_dsa"])):
+        if name not in CONFIG_MAPPING:
+            fields = {"model_type": name, "rope_scaling": None}
+            AutoConfig.register(name, type("OtherConfig", (PretrainedConfig,), fields))
 
 
 def slugs() -> dict | None:

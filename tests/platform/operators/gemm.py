@@ -28,3 +28,11 @@ def _shuffle_weight(x, layout=(16, 16), use_int4=False):
 
 
 provided["aiter.ops.shuffle.shuffle_weight"] = _shuffle_weight
+
+
+@operator("aiter.ops.triton.gemm_a16w16_atomic.gemm_a16w16_atomic")
+def gemm_a16w16_atomic(x, w, dtype=torch.bfloat16, y=None, config=None):
+    """x @ w.T, added to y, whose parts are summed in y's type."""
+    need(config is None, "gemm_a16w16_atomic: config")
+    need(y is not None and y.dtype == torch.float32, "gemm_a16w16_atomic: no y in fp32")
+    return y.add_(x.float() @ w.float().T)

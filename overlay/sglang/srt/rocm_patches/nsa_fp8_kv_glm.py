@@ -21,10 +21,11 @@ def register() -> bool:
 
         def __init__(self, rope_parameters=None, **values):
             """rope_parameters: transformers 5 says there what 4 says of rope in two places."""
-            rope = rope_parameters or {}
-            self.rope_parameters = rope
-            self.rope_theta = rope.get("rope_theta")
-            self.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+            if rope_parameters is not None:
+                scaled = rope_parameters.get("rope_type", "default") != "default"
+                self.rope_parameters = rope_parameters
+                values.setdefault("rope_theta", rope_parameters["rope_theta"])
+                values.setdefault("rope_scaling", rope_parameters if scaled else None)
             super().__init__(**values)
 
     AutoConfig.register("glm_moe_dsa", GlmMoeDsaConfig)

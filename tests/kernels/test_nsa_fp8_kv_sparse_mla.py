@@ -7,7 +7,6 @@ import torch
 
 tilelang = pytest.importorskip("tilelang")
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
-from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles  # noqa: E402
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
 from tests.kernels import hip_source  # noqa: E402

@@ -277,10 +277,11 @@ def _gather(others):
 
 
 def _topk(tokens, slots, platform):
-    """Every token sees every written slot; the rest of its choice is empty."""
+    """Every token sees every written slot, far from each other among places that are empty."""
     chosen = torch.full((tokens, TOPK), -1, dtype=torch.int32, device=platform.device)
     written = slots[slots >= 0].int()
-    chosen[:, : len(written)] = written
+    places = torch.arange(len(written), device=platform.device) * (TOPK // max(len(written), 1))
+    chosen[:, places] = written
     return chosen
 
 

@@ -109,13 +109,13 @@ def platforms(house: Path, release: str, slug: str) -> dict[str, dict[str, str]]
 
 
 def speed(house: Path, patches: series.PatchSet) -> str:
-    header = ["slug", "device", "8192 tokens", "of upstream", "up to 64 tokens, of upstream"]
+    header = ["slug", "device", "8192 tokens*", "of upstream", "up to 64 tokens, of upstream"]
     rows = []
     for bench in evidence.benches(house, patches.slugs):
         (slug,) = bench.slugs(patches.slugs)
         cells = [STALE] * 3
         if not bench.changed(slug):
-            long = [row for row in bench.rows if row["tokens"] == 8192]
+            long = longest(bench.rows)
             short = [row for row in bench.rows if row["tokens"] <= 64]
             cells = [
                 spread([row["ours_us"] / row["floor_us"] for row in long], "x the floor"),
@@ -124,6 +124,12 @@ def speed(house: Path, patches: series.PatchSet) -> str:
             ]
         rows.append([f"`{bench.subject}`", bench.device, *cells])
     return markdown(header, rows)
+
+
+def longest(rows: list[dict]) -> list[dict]:
+    """Those of 8192 tokens, or of the most that were measured below."""
+    most = max((row["tokens"] for row in rows if row["tokens"] <= 8192), default=0)
+    return [row for row in rows if row["tokens"] == most]
 
 
 def ratio(row: dict) -> float | None:

@@ -6,16 +6,13 @@ aiter's operator, which 0.5.11 calls. Gates: `eager` is the release's fp32 proje
 """
 
 import torch
-from sglang.srt.rocm_patches.indexer_kernel import (
-    PAGE_BYTES_PER_SLOT,
-    scale_head_gates,
-    store_index_k,
-)
+from sglang.srt.rocm_patches.indexer_gate_kernel import project_head_gates
+from sglang.srt.rocm_patches.indexer_kernel import PAGE_BYTES_PER_SLOT, store_index_k
 
 from bench import shapes, upstream
 from bench.harness import SLOTS, Case, Sides, slots
 
-KERNELS = ("indexer_kernel",)  # the overlay's modules that are timed
+KERNELS = ("indexer_kernel", "indexer_gate_kernel")  # the overlay's modules that are timed
 
 
 def cases(platform):
@@ -66,7 +63,7 @@ def _build_gate(rank, tokens: int):
 
         linear = torch.nn.functional.linear
         return Sides(
-            lambda i: scale_head_gates(linear(x, weight_bf16), q_scale, head_scale, softmax_scale),
+            lambda i: project_head_gates(x, weight_bf16, q_scale, head_scale, softmax_scale),
             lambda i: scaled(linear(x, weight_bf16)),
             lambda i: scaled(linear(x.float(), weight)),
         )

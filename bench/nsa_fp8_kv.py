@@ -1,7 +1,8 @@
 """Latent rows of MLA: cast, concatenate and write; and the same with the rotation and with q.
 
 Of the write, `upstream` is the release's kernel, in FP8 one that it cannot reach on HIP, and
-`eager` what it runs there: two casts and a store. Of the whole, `upstream` is aiter's operator.
+`eager` what it runs there: two casts and a store. Of the whole, whose q is bf16 as our attention
+reads it, `upstream` is aiter's operator.
 """
 
 import torch
@@ -24,7 +25,7 @@ def cases(platform):
                 for tokens in shapes.TOKENS:
                     build = _build_write(rank, tokens, dtype)
                     yield Case("write", model, tp, tokens, cache_dtype, tokens * row, build)
-            whole = row + rank.q_heads * width * (2 + dtype.itemsize) + 2 * rank.rotary + 8
+            whole = row + rank.q_heads * width * (2 + 2) + 2 * rank.rotary + 8
             for tokens in shapes.TOKENS:
                 build = _build_rope(rank, tokens, dtype)
                 yield Case("rope and write", model, tp, tokens, cache_dtype, tokens * whole, build)
@@ -74,12 +75,14 @@ def _build_rope(rank, tokens: int, dtype: torch.dtype):
         )
         one = torch.ones((), device="cuda")
         return Sides(
-            lambda i: rope_and_write_rows(rows, where[i], q_nope, q_pe, *key, False),
+            lambda i: rope_and_write_rows(
+                rows, where[i], q_nope, q_pe, *key, False, torch.bfloat16
+            ),
             rival
             and (
                 lambda i: rival(
                     q_nope, q_pe, k_nope, k_pe, rows, where[i], positions, cos, sin, one,
-                    False, q_out_dtype=dtype,
+                    False, q_out_dtype=torch.bfloat16,
                 )
             ),
         )  # fmt: skip

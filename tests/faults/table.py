@@ -114,7 +114,7 @@ INDEXER_FAULTS = [
     Fault(
         "head gates lack the softmax scale",
         "indexer",
-        "indexer_kernel.py",
+        "indexer_gate_kernel.py",
         "gate * head_scale * q_scale * softmax_scale",
         "gate * head_scale * q_scale",
     ),
@@ -122,8 +122,8 @@ INDEXER_FAULTS = [
         "head gates lack the scale of the heads",
         "indexer",
         "indexer.py",
-        "q_scale, indexer.n_heads**-0.5, indexer.softmax_scale)",
-        "q_scale, 1.0, indexer.softmax_scale)",
+        "(indexer.n_heads**-0.5, indexer.softmax_scale)",
+        "(1.0, indexer.softmax_scale)",
     ),
 ]
 NSA_FAULTS = [
@@ -177,15 +177,15 @@ NSA_FAULTS = [
         "k_pe is cached as it was before the rotation",
         "nsa-fp8-kv",
         "nsa_fp8_kv_kernel.py",
-        "        _rotate_rows(shared, row + NOPE, stored, c, s, HALF, BLOCK_HALF, NEOX, MAX)",
-        "        _copy_rows(shared, row + NOPE, stored, 2 * HALF, 2 * BLOCK_HALF, MAX)",
+        "            latent, shared, row, always, stored, cos + angle, sin + angle,",
+        "            latent, shared, row, always, stored, cos, sin,",
     ),
     Fault(
         "q is not rotated",
         "nsa-fp8-kv",
         "nsa_fp8_kv_kernel.py",
-        "        _rotate_rows(rotary, out + NOPE, live, c, s, HALF, BLOCK_HALF, NEOX, Q_MAX)",
-        "        _copy_rows(rotary, out + NOPE, live, 2 * HALF, 2 * BLOCK_HALF, Q_MAX)",
+        "            absorbed, rotary, out, live, live, cos + angle, sin + angle,",
+        "            absorbed, rotary, out, live, live, cos, sin,",
     ),
     Fault(
         "interleaved pairs are taken for halves",
@@ -198,24 +198,24 @@ NSA_FAULTS = [
         "the rotary part of a latent row lies before the compressed one",
         "nsa-fp8-kv",
         "nsa_fp8_kv_kernel.py",
-        """    _copy_rows(nope + token * nope_stride, target, live, NOPE, BLOCK_NOPE, MAX)
-    _copy_rows(pe + token * pe_stride, target + NOPE, live, PE, BLOCK_PE, MAX)""",
-        """    _copy_rows(nope + token * nope_stride, target + PE, live, NOPE, BLOCK_NOPE, MAX)
-    _copy_rows(pe + token * pe_stride, target, live, PE, BLOCK_PE, MAX)""",
+        """    _store_rows(target, latent, live, NOPE, BLOCK_NOPE, MAX)
+    _store_rows(target + NOPE, rotary, live, PE, BLOCK_PE, MAX)""",
+        """    _store_rows(target + PE, latent, live, NOPE, BLOCK_NOPE, MAX)
+    _store_rows(target, rotary, live, PE, BLOCK_PE, MAX)""",
     ),
     Fault(
         "latent rows overflow to NaN",
         "nsa-fp8-kv",
         "nsa_fp8_kv_kernel.py",
-        "    store_columns(target, tl.load(source + column, mask=mask), mask, column, None, MAX)",
-        "    store_columns(target, tl.load(source + column, mask=mask), mask, column, None, 0.0)",
+        "    store_columns(rows, x, live & (column < WIDTH), column, None, MAX)",
+        "    store_columns(rows, x, live & (column < WIDTH), column, None, 0.0)",
     ),
     Fault(
         "latent rows with a slot of -1 are written",
         "nsa-fp8-kv",
         "nsa_fp8_kv_kernel.py",
         "    live = slot >= 0\n",
-        "    live = (slot >= -1) & (token < tokens)\n",
+        "    live = (slot >= -1) & given\n",
     ),
     Fault(
         "the latent write's grid is short by one",
@@ -562,9 +562,15 @@ WRITE_FAULTS = [
         "the scale is applied twice",
         "fp8-kv-write",
         "kv_cache.py",
-        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n",
-        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n"
-        "            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)\n",
+        "            x = _quotient(x, scale)\n",
+        "            x = _quotient(_quotient(x, scale), scale)\n",
+    ),
+    Fault(
+        "the quotient by a scale is not corrected",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "    return tl.where(ordinary, nearest, product)",
+        "    return product",
     ),
     Fault(
         "K and V are written in each other's place",

@@ -19,6 +19,7 @@ import torch
 from sglang.srt.rocm_patches import (
     fp8_kv_write_kernel,
     fp8_kv_write_widen_kernel,
+    indexer_gate_kernel,
     indexer_kernel,
     layernorm_kernel,
     nsa_fp8_kv_kernel,
@@ -136,6 +137,11 @@ def _indexer(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
     yield Call(
         slug, "scale gates", model, tp, tokens, "–",
         lambda: indexer_kernel.scale_head_gates(gates, q_scale, 0.1, 0.1),
+    )  # fmt: skip
+    x, weight = tensor(tokens, rank.hidden), tensor(rank.index_heads, rank.hidden)
+    yield Call(
+        slug, "project gates", model, tp, tokens, "–",
+        lambda: indexer_gate_kernel.project_head_gates(x, weight, q_scale, 0.1, 0.1),
     )  # fmt: skip
 
 

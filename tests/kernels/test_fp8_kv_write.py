@@ -6,6 +6,7 @@ from sglang.srt.rocm_patches.fp8_kv_write_kernel import launch, write_kv
 from sglang.srt.rocm_patches.kv_cache import LayerCache
 
 from tests.kernels import aot
+from tests.kernels.recorder import believing
 from tests.platform.tensors import boundaries, poisoned
 from tests.references import fp8_kv_write as reference
 from tests.references.kv_cache import cached
@@ -214,7 +215,8 @@ def test_a_cache_of_another_format_is_refused(platform):
 
 def compiled(arch, count, shape, k_scale=None, full_to_swa=None, slot="*i64"):
     heads, head, v_head = shape
-    _, parameters = launch(count, heads * head, heads * v_head)
+    with believing(arch):
+        _, parameters = launch(count, heads * head, heads * v_head)
     warps = parameters.pop("num_warps")
     constexprs = {**parameters, "MAX": 240.0 if arch == "gfx942" else 448.0, "slots_stride": 1}
     signature = {

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from sglang.srt.rocm_patches import indexer_kernel
+from sglang.srt.rocm_patches import indexer_gate_kernel, indexer_kernel
+from sglang.srt.rocm_patches.indexer_gate_kernel import fits, project_head_gates
 from sglang.srt.rocm_patches.indexer_kernel import (
     HEAD_DIM,
     PAGE_BYTES_PER_SLOT,
@@ -12,6 +13,7 @@ from sglang.srt.rocm_patches.indexer_kernel import (
 )
 
 from tests.kernels import aot
+from tests.kernels.recorder import believing
 from tests.platform import operators
 from tests.platform.tensors import boundaries, poisoned, strided
 from tests.references import indexer as reference
@@ -73,7 +75,7 @@ def test_a_batch_is_stored_in_its_slots_and_nowhere_else(platform, tokens, page_
 
 def test_every_amax_gives_act_quants_scale(platform, monkeypatch):
     # More tokens a program than any launch takes: the interpreter's time goes by programs.
-    few = {"BLOCK_T": 64, "num_warps": 4}
+    few = {"BLOCK_T": 64, "VECTOR": 8, "num_warps": 4}
     monkeypatch.setattr(indexer_kernel, "store_launch_parameters", lambda _: few)
     amax = finite_bf16()
     k = torch.zeros(len(amax), HEAD_DIM, dtype=torch.bfloat16)
@@ -255,12 +257,59 @@ def test_gates_of_a_bf16_projection_are_in_the_declared_class(platform, hidden, 
     assert_close(gates[..., 0], truth, GATE_NUMERICS, reduction=hidden)
 
 
+def projection(platform, tokens, hidden, heads):
+    """x with gaps between its rows, a weight, and q's scales."""
+    x = strided(torch.randn(tokens, hidden, device=platform.device).bfloat16(), 8)
+    weight = (torch.randn(heads, hidden, device=platform.device) * hidden**-0.5).bfloat16()
+    q_scale = torch.exp2(torch.randint(-9, -6, (tokens, heads, 1), device=platform.device).float())
+    return x, weight, q_scale * (1 + torch.rand_like(q_scale))
+
+
+def check_projection(x, weight, q_scale):
+    heads = weight.shape[0]
+    gates = project_head_gates(x, weight, q_scale, heads**-0.5, HEAD_DIM**-0.5)
+    truth = x.double() @ weight.double().T * q_scale[..., 0].double() * (heads * HEAD_DIM) ** -0.5
+    # An fp32 sum of the exact products: nothing is rounded to bf16.
+    assert_close(gates[..., 0], truth, "rel<=2e-5 vs fp64", reduction=x.shape[1])
+
+
+@pytest.mark.parametrize(("hidden", "heads"), PROJECTIONS)
+@pytest.mark.parametrize("tokens", [1, 17, 67])
+def test_projected_gates_are_the_fp64_sums_to_fp32(platform, tokens, hidden, heads):
+    check_projection(*projection(platform, tokens, hidden, heads))
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_gates_in_one_part_need_no_second_launch(platform, tokens, monkeypatch):
+    monkeypatch.setattr(indexer_gate_kernel, "device_programs", lambda: 1)
+    monkeypatch.delattr(indexer_gate_kernel, "_add_parts_kernel")
+    check_projection(*projection(platform, tokens, 512, 16))
+
+
+def test_gates_of_no_tokens_launch_nothing(platform, monkeypatch):
+    monkeypatch.delattr(indexer_gate_kernel, "_project_kernel")
+    x, weight, q_scale = projection(platform, 0, 256, 32)
+    assert project_head_gates(x, weight, q_scale, 1.0, 1.0).shape == (0, 32, 1)
+
+
+def test_gates_refuse_scales_of_another_shape_and_know_what_fits(platform):
+    x, weight, q_scale = projection(platform, 3, 256, 32)
+    with pytest.raises(ValueError, match="q_scale must be fp32"):
+        project_head_gates(x, weight, q_scale[..., 0], 1.0, 1.0)
+    assert fits(x, weight)
+    for other in (x.float(), x.T.contiguous().T, x[None]):
+        assert not fits(other, weight)
+    for other in (weight.float(), weight[:24], weight[:, :200].contiguous(), weight[:, ::2]):
+        assert not fits(x[:, : other.shape[1]], other)
+
+
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize(("page_size", "preshuffled"), LAYOUTS)
 @pytest.mark.parametrize("tokens", [64, 8192])
 @pytest.mark.aot
 def test_the_store_converts_in_hardware_and_spills_nothing(arch, page_size, preshuffled, tokens):
-    parameters = store_launch_parameters(tokens)
+    with believing(arch):
+        parameters = store_launch_parameters(tokens)
     num_warps = parameters.pop("num_warps")
     fp8_dtype = torch.float8_e4m3fnuz if arch == "gfx942" else torch.float8_e4m3fn
     pointers = {"k_ptr": "*bf16", "slot_ptr": "*i64", "value_ptr": "*fp8", "scale_ptr": "*fp32"}

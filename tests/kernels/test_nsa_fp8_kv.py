@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from sglang.srt.rocm_patches import launch_parameters
 from sglang.srt.rocm_patches import nsa_fp8_kv_kernel as kernel
 from sglang.srt.rocm_patches import nsa_fp8_kv_lds as lds
 
 from tests.kernels import aot
+from tests.kernels.recorder import believing
 from tests.platform.tensors import ODD_SIZES, boundaries, poisoned, strided
 from tests.references import nsa_fp8_kv as reference
 from tests.tolerances import assert_bitwise, assert_close, bits, declared
@@ -111,7 +113,7 @@ def test_rows_may_lie_apart_and_tokens_may_have_no_head_dimension(platform):
 
 
 def test_a_prefill_writes_every_token_once(platform):
-    count = kernel.ROWS_ALONE_UP_TO + 3
+    count = 1024 + 3
     slots = fresh_slots(platform, count, count + 5)
     slots[::61] = -1
     check_write(cache(platform, count + 5, (96, 24)), slots, *latent(platform, count, (96, 24)))
@@ -388,7 +390,14 @@ archs = pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 outputs = pytest.mark.parametrize("out", ["fp8", "bf16"])
 
 
-def compiled(name, arch, out, pointers, integers, **constexprs):
+def chosen(arch, work, count):
+    """What a program takes, and its waves."""
+    with believing(arch):
+        choice = launch_parameters.choose(f"nsa-fp8-kv {work}", count)
+        return choice.size, launch_parameters.warps(choice.threads)
+
+
+def compiled(name, arch, out, pointers, integers, waves, **constexprs):
     signature = dict.fromkeys(pointers, "*bf16")
     signature |= {"rows": f"*{out}", "out": f"*{out}"}
     signature |= {"slots": "*i64", "positions": "*i64"} | integers
@@ -401,47 +410,50 @@ def compiled(name, arch, out, pointers, integers, **constexprs):
         signature={key: kind for key, kind in signature.items() if key in wanted},
         constexprs=constexprs,
         arch=arch,
-        num_warps=kernel.WARPS,
+        num_warps=waves,
     )
 
 
-def compiled_write(arch, out, together):
+def compiled_write(arch, out, tokens):
+    together, waves = chosen(arch, "write", tokens)
     strides = dict.fromkeys(("row_stride", "nope_stride", "pe_stride"), "i32:16")
     widths = {"NOPE": LATENT, "PE": ROPE, "BLOCK_NOPE": LATENT, "BLOCK_PE": ROPE}
     return compiled(
         "_write_rows_kernel", arch, out, ("nope", "pe"), strides | {"tokens": "i32"},
-        slot_stride=1, TOKENS=together, **widths,
+        waves, slot_stride=1, TOKENS=together, **widths,
     )  # fmt: skip
 
 
 def compiled_rope(arch, out, neox, heads="i32:16", angles="*bf16"):
+    together, waves = chosen(arch, "rope", 64)
     names = ("row", "q_nope_token", "q_nope_head", "q_pe_token", "q_pe_head", "k_nope", "k_pe")
     integers = {f"{name}_stride": "i32:16" for name in (*names, "angle")}
     integers |= {"slot_count": "i32", "heads": heads, "cos": angles, "sin": angles}
     widths = {"NOPE": LATENT, "HALF": ROPE // 2, "BLOCK_NOPE": LATENT, "BLOCK_HALF": ROPE // 2}
     tensors = ("q_out", "q_nope", "q_pe", "k_nope", "k_pe")
     return compiled(
-        "_rope_and_write_kernel", arch, out, tensors, integers, Q_MAX=0.0, slot_stride=1,
-        position_stride=1, HEADS=kernel.ROWS_TOGETHER, NEOX=neox, **widths,
+        "_rope_and_write_kernel", arch, out, tensors, integers, waves, Q_MAX=0.0,
+        slot_stride=1, position_stride=1, HEADS=together, NEOX=neox, **widths,
     )  # fmt: skip
 
 
 @archs
 @outputs
-@pytest.mark.parametrize("together", [1, kernel.ROWS_TOGETHER])
+@pytest.mark.parametrize("tokens", [1, 8192])
 @pytest.mark.aot
-def test_the_writer_needs_no_scratch(arch, out, together):
-    aot.assert_resources(compiled_write(arch, out, together), vgprs=128)
+def test_the_writer_needs_no_scratch(arch, out, tokens):
+    aot.assert_resources(compiled_write(arch, out, tokens), vgprs=128)
 
 
 @archs
 @pytest.mark.aot
 def test_a_prefill_reads_and_writes_16_bytes_at_a_time(arch):
-    latent_bytes = LATENT * kernel.ROWS_TOGETHER // 64
+    rows, waves = chosen(arch, "write", 8192)
+    elements = LATENT * rows // (64 * waves)
     for out, size in (("fp8", 1), ("bf16", 2)):
-        code = compiled_write(arch, out, kernel.ROWS_TOGETHER)
-        assert code.widths("load")[16] >= latent_bytes * 2 // 16
-        assert code.widths("store")[16] >= latent_bytes * size // 16
+        code = compiled_write(arch, out, 8192)
+        assert code.widths("load")[16] >= elements * 2 // 16
+        assert code.widths("store")[16] >= elements * size // 16
 
 
 @styles
@@ -453,11 +465,14 @@ def test_a_prefill_reads_and_writes_16_bytes_at_a_time(arch):
 def test_the_rotation_needs_no_scratch(arch, out, heads, angles, neox):
     code = compiled_rope(arch, out, neox, heads, angles)
     aot.assert_resources(code, vgprs=128)
-    assert code.widths("load")[16] >= LATENT * kernel.ROWS_TOGETHER * 2 // 64 // 16
+    together, waves = chosen(arch, "rope", 64)
+    assert code.widths("load")[16] >= LATENT * together * 2 // (64 * waves) // 16
 
 
 @archs
 @pytest.mark.aot
 def test_the_cast_of_q_needs_no_scratch(arch):
-    code = compiled("_saturating_cast_kernel", arch, "fp8", ("x",), {"count": "i32:16"}, BLOCK=4096)
+    code = compiled(
+        "_saturating_cast_kernel", arch, "fp8", ("x",), {"count": "i32:16"}, 4, BLOCK=4096
+    )
     aot.assert_resources(code, vgprs=128)

@@ -6,6 +6,7 @@ from sglang.srt.rocm_patches.kv_cache import LayerCache
 from sglang.srt.rocm_patches.rope_kv_store_kernel import launch, rotate_and_store
 
 from tests.kernels import aot
+from tests.kernels.recorder import believing
 from tests.platform.tensors import poisoned
 from tests.references import rope_kv_store as reference
 from tests.references.kv_cache import store
@@ -195,7 +196,8 @@ def test_a_cache_past_two_gib_is_addressed_in_64_bits(platform):
 
 def compiled(arch, count, shape, neox=True, cache="*fp8", angles="*bf16", swa=False, scale=None):
     q_heads, kv_heads, head, v_head, rotary = shape
-    _, parameters = launch(count, q_heads, kv_heads, head, v_head, rotary)
+    with believing(arch):
+        _, parameters = launch(count, q_heads, kv_heads, head, v_head, rotary)
     warps = parameters.pop("num_warps")
     largest = (240.0 if arch == "gfx942" else 448.0) if cache == "*fp8" else 0.0
     constexprs = {**parameters, "NEOX": neox, "MAX": largest}

@@ -5,24 +5,21 @@ import triton
 import triton.language as tl
 from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
 from sglang.srt.rocm_patches.kv_cache import LayerCache, kernel_scale, load_slots, store_columns
+from sglang.srt.rocm_patches.launch_parameters import choose, warps
 
 
 def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and compile-time parameters for n rows of so many elements.
-
-    A decode step is short of programs, so each takes one token and up to 1024 elements, 16 a lane
-    of 64. A prefill is short of bytes in flight, so each takes 4096, and a lane still has 16: one
-    full-width e4m3 store.
-    """
+    """Grid and compile-time parameters for n rows of so many elements."""
     width = max(k_width, v_width)
+    choice = choose("fp8-kv-write", n)
     block_w = min(triton.next_power_of_2(width), 1024)
-    block_t = 4096 // block_w if n >= 512 else 1
+    block_t = max(choice.size // block_w, 1)
     parameters = {
         "K_WIDTH": k_width,
         "V_WIDTH": v_width,
         "BLOCK_T": block_t,
         "BLOCK_W": block_w,
-        "num_warps": 1 if block_t == 1 else 4,
+        "num_warps": warps(min(choice.threads, block_t * block_w)),
     }
     return (triton.cdiv(n, block_t), triton.cdiv(width, block_w)), parameters
 
@@ -55,6 +52,12 @@ def _write_kv_kernel(
     slot = load_slots(slots, slots_stride, full_to_swa, t, n)
     k_tile = tl.load(k + t * k_stride + column, mask=(t < n) & (column < K_WIDTH), other=0.0)
     v_tile = tl.load(v + t * v_stride + column, mask=(t < n) & (column < V_WIDTH), other=0.0)
+    if k_scale is not None:  # noqa: SIM102  Triton's `and` would ask None for its dtype
+        if k_scale.dtype.is_ptr():
+            k_scale = tl.load(k_scale)
+    if v_scale is not None:  # noqa: SIM102
+        if v_scale.dtype.is_ptr():
+            v_scale = tl.load(v_scale)
     live = slot >= 0
     k_rows, v_rows = k_cache + slot * k_cache_stride, v_cache + slot * v_cache_stride
     store_columns(k_rows, k_tile, live & (column < K_WIDTH), column, k_scale, MAX)

@@ -10,8 +10,9 @@ alone. So what is written here has the pristine bits: on gfx942 from our own ker
 aiter's, which agrees for every bf16 amax (it divides, takes log2, rounds up and exponentiates; that
 is exact if the device's log2 is exact at powers of two), and from ours where aiter has none.
 
-**Head gates.** The bf16 result of weights_proj goes through the pristine products in the pristine
-order, in fp32; upstream multiplies by n_heads**-0.5 in bf16.
+**Head gates.** What the bf16 projection makes, in fp32 and not rounded where our kernel makes it,
+goes through the pristine products in the pristine order, in fp32; upstream multiplies by
+n_heads**-0.5 in bf16.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ACTIVE = SLUG.active
 if ACTIVE:
     from sglang.srt.rocm_patches.aiter_ops import aiter_op
     from sglang.srt.rocm_patches.e4m3 import native_e4m3
+    from sglang.srt.rocm_patches.indexer_gate_kernel import fits, project_head_gates
     from sglang.srt.rocm_patches.indexer_kernel import (
         HEAD_DIM,
         PAGE_BYTES_PER_SLOT,
@@ -44,13 +46,17 @@ if ACTIVE:
     )
 
 
-def head_gate(indexer: Indexer, weights: torch.Tensor, q_scale: torch.Tensor) -> torch.Tensor:
-    """``Indexer._get_logits_head_gate`` after the projection, in one launch.
+def head_gate(indexer: Indexer, x: torch.Tensor, q_scale: torch.Tensor) -> torch.Tensor:
+    """``Indexer._get_logits_head_gate``, in two launches at most.
 
-    weights ``[T, n_heads]``, what weights_proj returns; q_scale ``[T, n_heads, 1]``, fp32.
+    x ``[T, hidden size]``, bf16; q_scale ``[T, n_heads, 1]``, fp32.
     Returns ``[T, n_heads, 1]``, fp32.
     """
-    return scale_head_gates(weights, q_scale, indexer.n_heads**-0.5, indexer.softmax_scale)
+    weight, scales = indexer.weights_proj.weight, (indexer.n_heads**-0.5, indexer.softmax_scale)
+    if fits(x, weight):
+        return project_head_gates(x, weight, q_scale, *scales)
+    weights, _ = indexer.weights_proj(x)
+    return scale_head_gates(weights, q_scale, *scales)
 
 
 def store_index_k(

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from sglang.srt.rocm_patches.e4m3 import saturate_e4m3
+from sglang.srt.rocm_patches.launch_parameters import choose, on_amd, warps
 
 HEAD_DIM = 128
 PAGE_BYTES_PER_SLOT = HEAD_DIM + 4
@@ -30,9 +31,15 @@ AMAX_FLOOR = tl.constexpr(1e-4)
 
 @triton.jit
 def _power_of_two_at_least(x):
-    """The least power of two >= x, exactly; x is a positive normal fp32 or infinity."""
-    bits = x.to(tl.int32, bitcast=True)
-    return ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+    """The least power of two >= x, exactly, and its inverse.
+
+    x is a positive normal fp32 below 2^126, or infinity, whose inverse is 0.
+    """
+    bits = (x.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+    inverse = tl.maximum(
+        0x7F000000 - bits, 0
+    )  # exponents e and -e have biased ones that add to 254
+    return bits.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
 
 
 # A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
@@ -52,10 +59,13 @@ def _store_index_k_kernel(
     PRESHUFFLED: tl.constexpr,
     QUANT_MAX: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     token = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     inside = token < num_tokens
     d = tl.arange(0, HEAD_DIM)[None, :]
+    if VECTOR < 8:
+        d = tl.max_contiguous(d, (1, VECTOR))
     # k's load does not wait for the slots.
     slot = tl.load(slot_ptr + token * slot_stride, mask=inside, other=-1).to(tl.int64)
     k = tl.load(
@@ -65,9 +75,9 @@ def _store_index_k_kernel(
     ).to(tl.float32)
 
     amax = tl.max(tl.abs(k), axis=1)  # tl.max leaves NaN out
-    scale = _power_of_two_at_least(tl.maximum(amax, AMAX_FLOOR) * (1.0 / QUANT_MAX))
-    # A product with the reciprocal of a power of two is the quotient, exactly.
-    value = saturate_e4m3(k * tl.div_rn(1.0, scale)[:, None], QUANT_MAX)
+    scale, inverse = _power_of_two_at_least(tl.maximum(amax, AMAX_FLOOR) * (1.0 / QUANT_MAX))
+    # A product with the inverse of a power of two is the quotient, exactly.
+    value = saturate_e4m3(k * inverse[:, None], QUANT_MAX)
 
     written = slot >= 0
     page = slot // PAGE_SIZE * PAGE_STRIDE
@@ -87,11 +97,10 @@ def _store_index_k_kernel(
 
 
 def store_launch_parameters(num_tokens: int) -> dict[str, int]:
-    """Tokens a program and warps for a write of ``num_tokens`` tokens."""
-    # A warp of 64 lanes reads 4 rows of 256 bytes, 16 bytes a lane. Decode has too few rows to fill
-    # the GPU: one each.
-    block_t = 1 if num_tokens <= 1024 else 8
-    return {"BLOCK_T": block_t, "num_warps": 1 if block_t == 1 else 2}
+    """Compile-time parameters for a write of ``num_tokens`` tokens."""
+    _, block_t, threads = choose("indexer store", num_tokens)
+    vector = 8 if on_amd() else 4  # elements of a row that one thread has
+    return {"BLOCK_T": block_t, "VECTOR": vector, "num_warps": warps(threads)}
 
 
 def store_index_k(

@@ -69,12 +69,32 @@ def load_slots(slots, stride, full_to_swa, t, n):
 
 
 @triton.jit
+def _quotient(x, scale):
+    """x / scale as IEEE rounds it, or what saturates as it does; scale and its inverse are normal.
+
+    A plain fp32 division is approximate on a GPU, and an exact one takes a dozen instructions an
+    element. Here one exact division gives the inverse, and two corrections of the product, each by
+    its remainder, which fma has exactly, the nearest quotient (Markstein's theorem).
+    """
+    inverse = tl.div_rn(1.0, scale)
+    product = x * inverse
+    near = tl.fma(tl.fma(-product, scale, x), inverse, product)
+    nearest = tl.fma(tl.fma(-near, scale, x), inverse, near)
+    # A remainder would make NaN of an infinite product, and take the sign from a zero.
+    ordinary = (tl.abs(product) < 65536.0) & (product != 0.0)
+    return tl.where(ordinary, nearest, product)
+
+
+@triton.jit
 def cached(x, scale, MAX: tl.constexpr):
-    """The fp32 number that is stored for ``x``; MAX is e4m3's largest, 0 for a 16-bit cache."""
+    """The fp32 number that is stored for ``x``; MAX is e4m3's largest, 0 for a 16-bit cache.
+
+    scale: a number or None. A kernel loads one that is in memory itself, before its first store:
+    the compiler moves no load across one.
+    """
     if MAX > 0:
         if scale is not None:
-            # A plain fp32 division is approximate on a GPU.
-            x = tl.div_rn(x, tl.load(scale) if scale.dtype.is_ptr() else scale)
+            x = _quotient(x, scale)
         x = saturate_e4m3(x, MAX)
     return x
 

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from sglang.srt.rocm_patches.launch_parameters import choose, warps
 
 # A row up to this size stays in registers (16 fp32 values a lane at 8 warps of 64); a longer one is
 # read three times, the second and third time from cache.
@@ -60,12 +61,13 @@ def _layernorm_kernel(
 def launch_parameters(num_rows: int, hidden_size: int) -> dict[str, int]:
     """Block sizes and warps for ``num_rows`` rows of ``hidden_size``."""
     block_n = min(triton.next_power_of_2(hidden_size), MAX_BLOCK)
-    # Decode has too few rows to fill the GPU: one each. Prefill packs short rows, so that every
-    # program has 4 KiB in flight.
-    block_r = 1 if num_rows <= 1024 else max(1, 2048 // block_n)
-    # 8 elements a lane of a 64-wide warp are one 16-byte access.
-    num_warps = min(max(block_r * block_n // 512, 1), 8)
-    return {"BLOCK_R": block_r, "BLOCK_N": block_n, "num_warps": num_warps}
+    block_r = max(choose("layernorm", num_rows).size // block_n, 1)
+    # 8 elements a thread are one 16-byte access.
+    return {
+        "BLOCK_R": block_r,
+        "BLOCK_N": block_n,
+        "num_warps": warps(min(block_r * block_n // 8, 512)),
+    }
 
 
 def layernorm(

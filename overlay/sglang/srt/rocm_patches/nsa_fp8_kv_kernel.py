@@ -10,44 +10,56 @@ import triton
 import triton.language as tl
 from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
 from sglang.srt.rocm_patches.kv_cache import cached, load_slots, store_columns
+from sglang.srt.rocm_patches.launch_parameters import choose, warps
 from sglang.srt.rocm_patches.rotary import load_angles, load_pairs, rotate, store_pairs
 
-# A program is one wave and four rows: four loads of 16 bytes a lane are under way at once. Few
-# tokens get a program each, since only latency counts; past 1024 there are enough programs either
-# way for the 304 compute units of MI300X.
-ROWS_TOGETHER = 4
-ROWS_ALONE_UP_TO = 1024
-WARPS = 1
-
 
 @triton.jit
-def _copy_rows(source, target, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr, MAX: tl.constexpr):
-    """Rows to rows, ``[ROWS, 1]`` tiles of pointers."""
+def _load_rows(rows, given, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of rows at ``[ROWS, 1]`` pointers; what is not given, or past WIDTH, is undefined."""
     column = tl.arange(0, BLOCK)[None, :]
-    mask = live & (column < WIDTH)
-    store_columns(target, tl.load(source + column, mask=mask), mask, column, None, MAX)
+    return tl.load(rows + column, mask=given & (column < WIDTH))
 
 
 @triton.jit
-def _rotate_rows(
-    source,
+def _store_rows(rows, x, live, WIDTH: tl.constexpr, BLOCK: tl.constexpr, MAX: tl.constexpr):
+    column = tl.arange(0, BLOCK)[None, :]
+    store_columns(rows, x, live & (column < WIDTH), column, None, MAX)
+
+
+@triton.jit
+def _rope_rows(
+    nope,
+    pe,
     target,
+    given,
     live,
     cos,
     sin,
+    NOPE: tl.constexpr,
     HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_NOPE: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
     NEOX: tl.constexpr,
     MAX: tl.constexpr,
 ):
-    """Rotary rows to rows. Rounded to the source's type first, as a rotation in place leaves them,
-    so that a token has the same bytes whether it was rotated here or before."""
-    dtype: tl.constexpr = source.dtype.element_ty
-    x1, x2 = load_pairs(source, live, HALF, BLOCK, NEOX)
-    y1, y2 = rotate(x1, x2, cos, sin)
+    """``cat(nope, rotated pe)`` to ``target``, where live.
+
+    Rotated elements are rounded to the source's type first, as a rotation in place leaves them, so
+    that a token has the same bytes whether it was rotated here or before.
+    """
+    dtype: tl.constexpr = pe.dtype.element_ty
+    # What waits for nothing is asked for first, the angle waits for its position, the stores for
+    # the slot; and no load comes after a store, which the compiler would not move it across.
+    x = _load_rows(nope, given, NOPE, BLOCK_NOPE)
+    x1, x2 = load_pairs(pe, given, HALF, BLOCK_HALF, NEOX)
+    always = tl.full((1, 1), 1, tl.int1)
+    c, s = load_angles(cos, sin, always, HALF, BLOCK_HALF)
+    y1, y2 = rotate(x1, x2, c, s)
     y1 = cached(y1.to(dtype).to(tl.float32), None, MAX)
     y2 = cached(y2.to(dtype).to(tl.float32), None, MAX)
-    store_pairs(target, y1, y2, live, HALF, BLOCK, NEOX)
+    _store_rows(target, x, live, NOPE, BLOCK_NOPE, MAX)
+    store_pairs(target + NOPE, y1, y2, live, HALF, BLOCK_HALF, NEOX)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -69,11 +81,15 @@ def _write_rows_kernel(
     MAX: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    given = token < tokens
+    # No load waits for the slot, and none comes after a store.
     slot = load_slots(slots, slot_stride, None, token, tokens)
+    latent = _load_rows(nope + token * nope_stride, given, NOPE, BLOCK_NOPE)
+    rotary = _load_rows(pe + token * pe_stride, given, PE, BLOCK_PE)
     target = rows + slot * row_stride
     live = slot >= 0
-    _copy_rows(nope + token * nope_stride, target, live, NOPE, BLOCK_NOPE, MAX)
-    _copy_rows(pe + token * pe_stride, target + NOPE, live, PE, BLOCK_PE, MAX)
+    _store_rows(target, latent, live, NOPE, BLOCK_NOPE, MAX)
+    _store_rows(target + NOPE, rotary, live, PE, BLOCK_PE, MAX)
 
 
 def write_rows(
@@ -92,7 +108,7 @@ def write_rows(
     tokens = min(slots.numel(), nope.shape[0])
     if tokens == 0:
         return
-    together = 1 if tokens <= ROWS_ALONE_UP_TO else ROWS_TOGETHER
+    _, together, threads = choose("nsa-fp8-kv write", tokens)
     _write_rows_kernel[(triton.cdiv(tokens, together),)](
         rows,
         slots,
@@ -109,7 +125,7 @@ def write_rows(
         BLOCK_PE=triton.next_power_of_2(pe.shape[-1]),
         TOKENS=together,
         MAX=E4M3_MAX.get(rows.dtype, 0.0),
-        num_warps=WARPS,
+        num_warps=warps(threads),
     )
 
 
@@ -151,7 +167,6 @@ def _rope_and_write_kernel(
     block = tl.program_id(1)
     angle = tl.load(positions + token * position_stride).to(tl.int64) * angle_stride
     always = tl.full((1, 1), 1, tl.int1)
-    c, s = load_angles(cos + angle, sin + angle, always, HALF, BLOCK_HALF)
     if block == 0:
         one = tl.arange(0, 1)[:, None]  # a tile of one row
         slot = load_slots(slots, slot_stride, None, token, slot_count)
@@ -159,16 +174,20 @@ def _rope_and_write_kernel(
         row = rows + slot * row_stride + one
         latent = k_nope + token * k_nope_stride + one
         shared = k_pe + token * k_pe_stride + one
-        _copy_rows(latent, row, stored, NOPE, BLOCK_NOPE, MAX)
-        _rotate_rows(shared, row + NOPE, stored, c, s, HALF, BLOCK_HALF, NEOX, MAX)
+        _rope_rows(
+            latent, shared, row, always, stored, cos + angle, sin + angle,
+            NOPE, HALF, BLOCK_NOPE, BLOCK_HALF, NEOX, MAX,
+        )  # fmt: skip
     else:
         head = ((block - 1) * HEADS + tl.arange(0, HEADS)[:, None]).to(tl.int64)
         live = head < heads
         out = q_out + (token * heads + head) * (NOPE + 2 * HALF)
         absorbed = q_nope + token * q_nope_token_stride + head * q_nope_head_stride
         rotary = q_pe + token * q_pe_token_stride + head * q_pe_head_stride
-        _copy_rows(absorbed, out, live, NOPE, BLOCK_NOPE, Q_MAX)
-        _rotate_rows(rotary, out + NOPE, live, c, s, HALF, BLOCK_HALF, NEOX, Q_MAX)
+        _rope_rows(
+            absorbed, rotary, out, live, live, cos + angle, sin + angle,
+            NOPE, HALF, BLOCK_NOPE, BLOCK_HALF, NEOX, Q_MAX,
+        )  # fmt: skip
 
 
 def rope_and_write_rows(
@@ -216,7 +235,8 @@ def rope_and_write_rows(
     q_out = torch.empty((tokens, heads, rows.shape[-1]), dtype=q_dtype, device=q_nope.device)
     if tokens == 0:
         return q_out
-    together = min(ROWS_TOGETHER, triton.next_power_of_2(heads))
+    _, together, threads = choose("nsa-fp8-kv rope", heads)
+    together = min(together, triton.next_power_of_2(heads))
     _rope_and_write_kernel[(tokens, 1 + triton.cdiv(heads, together))](
         q_out,
         rows,
@@ -248,7 +268,7 @@ def rope_and_write_rows(
         NEOX=is_neox,
         MAX=E4M3_MAX.get(rows.dtype, 0.0),
         Q_MAX=E4M3_MAX.get(q_dtype, 0.0),
-        num_warps=WARPS,
+        num_warps=warps(threads),
     )
     return q_out
 
@@ -275,8 +295,8 @@ def saturating_cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
     if x.numel():
-        block = 4096
+        _, block, threads = choose("nsa-fp8-kv cast", x.numel())
         _saturating_cast_kernel[(triton.cdiv(x.numel(), block),)](
-            x, out, x.numel(), BLOCK=block, MAX=E4M3_MAX[dtype], num_warps=4
+            x, out, x.numel(), BLOCK=block, MAX=E4M3_MAX[dtype], num_warps=warps(threads)
         )
     return out

@@ -11,21 +11,21 @@ from sglang.srt.rocm_patches.kv_cache import (
     load_slots,
     store_columns,
 )
+from sglang.srt.rocm_patches.launch_parameters import choose, warps
 from sglang.srt.rocm_patches.rotary import load_angles, load_pairs, rotate, store_pairs
 
 
 def launch(
     tokens: int, q_heads: int, kv_heads: int, head: int, v_head: int, rotary: int
 ) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and compile-time parameters.
-
-    A decode step is short of programs, so each takes one token's KV group. A prefill is short of
-    bytes in flight, so each takes several tokens of its group, 4096 elements of q.
-    """
+    """Grid and compile-time parameters: a program takes one KV group of some tokens."""
     half, group = rotary // 2, q_heads // kv_heads
     block_g, block_half = triton.next_power_of_2(group), triton.next_power_of_2(half)
     q_tile = block_g * 2 * block_half
-    block_t = max(4096 // q_tile, 1) if tokens * kv_heads >= 4096 else 1
+    choice = choose("rope-kv-store", tokens * kv_heads)
+    block_t = max(choice.size // q_tile, 1)
+    threads = choice.threads or min(q_tile // 4, 256)
+    threads = max(threads, min(block_t * q_tile // 32, 512))  # a very wide group
     parameters = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
@@ -37,8 +37,7 @@ def launch(
         "BLOCK_HALF": block_half,
         "BLOCK_REST": triton.next_power_of_2(max(head - rotary, 1)),
         "BLOCK_V": triton.next_power_of_2(v_head),
-        # 16 elements of q a lane of 64.
-        "num_warps": min(max(block_t * q_tile // 1024, 1), 8),
+        "num_warps": warps(threads),
     }
     return (triton.cdiv(tokens, block_t) * kv_heads,), parameters
 
@@ -104,6 +103,13 @@ def _rotate_and_store_kernel(
     v_tile = tl.load(v + t * v_stride + head * v_head_stride + v_column, mask=v_mask, other=0.0)
     q_cos, q_sin = load_angles(q_angles, q_angles + HALF, q_live, HALF, BLOCK_HALF)
     cos, sin = load_angles(angles, angles + HALF, live, HALF, BLOCK_HALF)
+
+    if k_scale is not None:  # noqa: SIM102  Triton's `and` would ask None for its dtype
+        if k_scale.dtype.is_ptr():
+            k_scale = tl.load(k_scale)
+    if v_scale is not None:  # noqa: SIM102
+        if v_scale.dtype.is_ptr():
+            v_scale = tl.load(v_scale)
 
     q1, q2 = rotate(q1, q2, q_cos, q_sin)
     store_pairs(q_rows, q1, q2, q_live, HALF, BLOCK_HALF, NEOX)

@@ -75,6 +75,7 @@ def matrix(house: Path, patches: series.PatchSet) -> list[dict]:
             if slug not in release.patches:
                 continue
             counted = tables.launches(house, release, slug, patches)
+            comparable = [row for row in counted if row["pristine"] is not None]
             rows.append(
                 {
                     "release": release.name,
@@ -82,8 +83,8 @@ def matrix(house: Path, patches: series.PatchSet) -> list[dict]:
                     "state": tables.standing(release, slug),
                     "numerics": release.patches[slug].trailers["Numerics"],
                     "proven": tables.platforms(house, release.name, slug),
-                    "launches": counted,
-                    "saved": max((row["pristine"] - row["patched"] for row in counted), default=0),
+                    "launches": [row | {"before": tables.before(row)} for row in counted],
+                    "saved": max((r["pristine"] - r["patched"] for r in comparable), default=0),
                     "speed": speeds(house, slug, patches),
                     "code": fitness(house, slug),
                     "accuracy": verdicts(house, "gsm8k", release, slug),

@@ -66,7 +66,7 @@ def proof(house: Path, patches: series.PatchSet) -> str:
     for release in reversed(patches.releases.values()):
         for slug, patch in release.patches.items():
             counted = [
-                f"{row['case']}, {row['arch']}: {row['pristine'] or 'refused'} → {row['patched']}"
+                f"{row['case']}, {row['arch']}: {before(row)} → {row['patched']}"
                 for row in launches(house, release, slug, patches)
             ]
             shown = [
@@ -90,6 +90,11 @@ def launches(
         for row in found.rows
         if slug in row["slugs"] and row.get("release", newest) == release.name
     ]
+
+
+def before(row: dict) -> str:
+    """Upstream's launches, or that upstream refuses the case."""
+    return "refused" if row["pristine"] is None else str(row["pristine"])
 
 
 def platforms(house: Path, release: str, slug: str) -> dict[str, dict[str, str]]:

@@ -131,6 +131,16 @@ def test_what_was_not_run_is_not_claimed(text):
     assert row_of(text, "0.5.10.post1", "indexer").count("not run") == 2
 
 
+@pytest.mark.slow
+def test_a_case_that_upstream_refuses_is_told_as_that(house, tmp_path):
+    other = tmp_path / "house"
+    shutil.copytree(house, other)
+    row = {"case": "a model", "release": "0.5.9", "arch": "gfx942", "slugs": ["layernorm"]}
+    counts = json.dumps([row | {"pristine": None, "patched": 90, "changed": {}}])
+    (other / "evidence/launches.json").write_text(counts)
+    assert "refused → 90" in row_of(made(other, tmp_path), "0.5.9", "layernorm")
+
+
 def test_the_estimate_is_marked_and_follows_the_bytes(text):
     assert "Estimates, not measurements" in text
     table = text.partition('<table id="layernorm-Invented-GPU">')[2]

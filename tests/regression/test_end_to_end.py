@@ -121,3 +121,15 @@ def test_dropped_kv_scales_are_a_regression(urls, tmp_path):
             "--pristine-url", urls["pristine"], patched=house.tree,
         )  # fmt: skip
     assert (code, result["verdict"]) == (1, "REGRESSION"), result["message"]
+
+
+def test_throughput_of_real_servers_is_measured_and_judged(urls, tmp_path):
+    """What is measured means nothing on an emulated platform; that it is, and how it is kept."""
+    code, result = run(
+        "throughput.py", tmp_path / "t.json", "--lengths", "16/4", "--concurrency", "2",
+        "--prompts", "2", "--pristine-url", urls["pristine"], "--patched-url", urls["patched"],
+    )  # fmt: skip
+    assert code in (0, 1, 3)
+    [point] = result["values"].values()
+    assert [len(values) for arm in point.values() for values in arm.values()] == [3] * 6
+    assert "16/4 c2 output_throughput" in (tmp_path / "t.md").read_text()

@@ -1,4 +1,4 @@
-"""`--evidence FOLDER`: what a green run has shown, on which device, with which versions.
+"""`--evidence=FOLDER`: what a green run has shown, on which device, with which versions.
 
 Writes `tests.<device>.json`: the key (evidence_key.py, with every patch and overlay module) and
 rows of `layer, subject, release, arch, passed, skipped`, one for each test file, release and

@@ -26,7 +26,7 @@ from patchset.errors import Refused  # noqa: E402
 from tests import evidence_key  # noqa: E402
 
 HOW = {
-    "tests": "ci/test -- --evidence evidence",
+    "tests": "ci/test -- --evidence=evidence",
     "aot": "python3 -m tests.kernels.machine_code",
     "tilelang": "python3 -m tests.kernels.hip_source",
     "launches": "python3 -m tests.engine.launches",

@@ -13,7 +13,7 @@ from tests.tolerances import (
     SELECTED_FROM_TRANSFORMERS,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 KEPT = 2048
 
 

@@ -681,8 +681,8 @@ OLDER_FAULTS = [
         "0.5.9's head gates lack the scale of q",
         "indexer",
         INDEXER,
-        "            return rocm_indexer.head_gate(self, weights, q_scale)",
-        "            return rocm_indexer.head_gate(self, weights, torch.ones_like(q_scale))",
+        "            return rocm_indexer.head_gate(self, x, q_scale)",
+        "            return rocm_indexer.head_gate(self, x, torch.ones_like(q_scale))",
         **OLDER,
     ),
     Fault(

@@ -154,7 +154,7 @@ def test_a_job_of_one_slug_names_it_to_every_script(checkout, machine, tmp_path)
 def test_the_cpu_workflow_runs_ci_test(checkout, machine):
     job = workflow("cpu.yml")["jobs"]["test"]
     scripts = [step["run"].split()[0] for step in job["steps"] if "run" in step]
-    assert scripts == ["ci/test", "python3"]
+    assert scripts == ["ci/test", "ci/test", "python3"]
     summary = job | {"steps": [step for step in job["steps"] if step.get("name") == "Summary"]}
     assert run_steps(summary, {}, checkout, machine) == ["Summary"]
 

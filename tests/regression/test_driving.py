@@ -17,7 +17,7 @@ from patchset import series
 from tests.platform.trees import ROOT
 from tests.regression import toy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 DIGEST = series.load(HOUSE).releases["0.5.10.post1"].digest
 STUB = "{python} tests/regression/stub.py"
 QUESTIONS = 320  # enough for a PASS at a margin of 1 point, where nothing is lost

@@ -23,7 +23,7 @@ from tests.faults.fault import Fault, house_with
 from tests.platform.trees import BUILD, ROOT, patched_tree, pristine_tree
 from tests.regression.toy import toy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RELEASE = Fault.release
 LAUNCHER = (

@@ -7,7 +7,6 @@
     seed       an integer, new in every run, printed in the header, set by `--seed`. The global
                generators of torch and Python are seeded from it and the test's name before each
                test, so plain torch.randn is fresh and repeatable.
-
     release    the name of a release that has a series, each in turn; `--release` chooses one. In a
                ROCm image that is the image's own.
 

@@ -46,7 +46,7 @@ def page(house: Path) -> str:
     return environment.get_template("index.html.jinja").render(
         releases=list(patches.releases.values()),
         slugs=patches.slugs,
-        subjects={slug: _newest(patches, slug).trailers["Subject"] for slug in patches.slugs},
+        subjects={slug: tables.newest(patches, slug).trailers["Subject"] for slug in patches.slugs},
         matrix=matrix(house, patches),
         benches=[bench(found, patches) for found in evidence.benches(house, patches.slugs)],
         code=machine_code(house),
@@ -59,10 +59,6 @@ def page(house: Path) -> str:
         style=(PAGE / "style.css").read_text(),
         script=(PAGE / "script.js").read_text(),
     )
-
-
-def _newest(patches: series.PatchSet, slug: str) -> series.Patch:
-    return next(r.patches[slug] for r in reversed(patches.releases.values()) if slug in r.patches)
 
 
 # What stands of each slug in each release -------------------------------------------------------
@@ -201,7 +197,7 @@ def machine_code(house: Path) -> list[dict]:
         with_widths(row)
         | {
             "chip": report.device,
-            "name": row["kernel"].strip("_").removesuffix("_kernel"),
+            "name": tables.shown(row["kernel"]),
             "models": condensed(row["models"]),
             "upstream": row["upstream"] and with_widths(row["upstream"]),
             "stale": bool(report.changed(row["slug"])),

@@ -38,10 +38,15 @@ def slugs(patches: series.PatchSet) -> str:
     names = [" and ".join(sorted((r.name, *r.also))) for r in releases]
     rows = []
     for slug in patches.slugs:
-        newest = next(r.patches[slug] for r in reversed(releases) if slug in r.patches)
-        cells = [f"`{slug}`", links(newest.trailers["Upstream-PR"]), newest.trailers["Subject"]]
+        said = newest(patches, slug).trailers
+        cells = [f"`{slug}`", links(said["Upstream-PR"]), said["Subject"]]
         rows.append([*cells, *(standing(release, slug) for release in releases)])
     return markdown(["slug", "upstream", "what it does", *names], rows)
+
+
+def newest(patches: series.PatchSet, slug: str) -> series.Patch:
+    """The slug's patch for the newest release that has one."""
+    return next(r.patches[slug] for r in reversed(patches.releases.values()) if slug in r.patches)
 
 
 def links(pull_requests: str) -> str:
@@ -83,12 +88,12 @@ def launches(
     house: Path, release: series.Release, slug: str, patches: series.PatchSet
 ) -> list[dict]:
     """Counts of the cases in which a slug takes part; those that name no release: the newest's."""
-    newest = list(patches.releases)[-1]
+    last = list(patches.releases)[-1]
     return [
         row
         for found in evidence.load(house, "launches.json")
         for row in found.rows
-        if slug in row["slugs"] and row.get("release", newest) == release.name
+        if slug in row["slugs"] and row.get("release", last) == release.name
     ]
 
 
@@ -162,14 +167,18 @@ def machine_code(house: Path, patches: series.PatchSet) -> str:
         for slug in patches.slugs:
             of_slug = [row for row in found.rows if row["slug"] == slug]
             for kernel in dict.fromkeys(row["kernel"] for row in of_slug):
-                name = kernel.strip("_").removesuffix("_kernel")
-                cells = [f"`{name}`", found.device]
+                cells = [f"`{shown(kernel)}`", found.device]
                 if found.changed(slug):
                     rows.append([*cells, *[STALE] * 6])
                     continue
                 forms = [row for row in of_slug if row["kernel"] == kernel]
                 rows.append([*cells, str(len(forms)), *(resources(forms))])
     return markdown(header, rows)
+
+
+def shown(kernel: str) -> str:
+    """A kernel's name as people say it."""
+    return kernel.strip("_").removesuffix("_kernel")
 
 
 def resources(forms: list[dict]) -> list[str]:

@@ -6,13 +6,12 @@ run that was cut off begins anew, since a server keeps nothing of it.
 """
 
 import hashlib
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import evaluate, power, questions, self_report
+from . import evaluate, power, questions, runs, self_report
 from .comparison import ARMS, Comparison, say
 from .decide import Decision, decide
 from .errors import Refused
@@ -24,7 +23,11 @@ FEWEST_NSA_SHOTS = 20
 
 
 def run(
-    comparison: Comparison, settings: evaluate.Settings, runs: int, work: Path, margin: float | None
+    comparison: Comparison,
+    settings: evaluate.Settings,
+    rounds: int,
+    work: Path,
+    margin: float | None,
 ) -> tuple[Decision, dict[str, Any]]:
     """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
     if settings.index_topk and settings.data is None and settings.shots < FEWEST_NSA_SHOTS:
@@ -33,39 +36,17 @@ def run(
             "sparse selection would take every token, and neither layernorm nor indexer would be "
             f"tested; give --shots {FEWEST_NSA_SHOTS} or more, 25 to 30 are usual"
         )
-    key = _key(comparison, settings)
-    work.mkdir(parents=True, exist_ok=True)
-    kept_key = work / "settings.json"
-    if kept_key.exists() and json.loads(kept_key.read_text()) != key:
-        raise Refused(
-            f"{work} holds runs of another setting, and runs of two settings cannot be pooled; "
-            "choose another --work, or remove that folder"
-        )
-    kept_key.write_text(json.dumps(key, indent=1))
-    asked = settings.limit or GSM8K_QUESTIONS
+    key = runs.begin(work, _key(comparison, settings))
     say(comparison.shown())
-    say(power.text(asked, runs))
-    plan = [(arm, number) for number in range(1, runs + 1) for arm in ARMS]
-    for step, (arm, number) in enumerate(plan, 1):
-        title = f"run {step} of {len(plan)}: {arm} {number}"
-        if _summary(work, arm, number).exists():
-            say(f"== {title}: kept from before")
-            continue
-        say(f"== {title}")
+    say(power.text(settings.limit or GSM8K_QUESTIONS, rounds))
+    for arm, number in runs.missing(work, rounds):
         _one(comparison, settings, arm, number, work)
-    found = {
-        arm: sorted(work.glob(f"{arm}-*.jsonl"), key=lambda p: int(p.stem.rpartition("-")[2]))
-        for arm in ARMS
-    }
+    arms = runs.kept(work)
     decision = decide(
-        *([questions.read(path) for path in found[arm]] for arm in ARMS),
+        *([questions.read(work / each["log"]) for each in arms[arm]] for arm in ARMS),
         margin=margin,
         floor=comparison.preset.floor,
     )
-    arms = {
-        arm: [json.loads(path.with_suffix(".json").read_text()) for path in found[arm]]
-        for arm in ARMS
-    }
     return decision, {"configuration": key, "arms": arms}
 
 
@@ -102,20 +83,13 @@ def _one(
         "start_seconds": round(started - start, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
-    # Written last: a run counts as whole by this file.
-    unfinished = path.with_suffix(".json.unfinished")
-    unfinished.write_text(json.dumps(summary, indent=1))
-    unfinished.replace(_summary(work, arm, number))
+    runs.keep(work, arm, number, summary)
     say(f"   accuracy {summary['accuracy']:.2%} of {n}, invalid {summary['invalid']:.2%}, cut off "
         f"{summary['truncated']:.2%}, {summary['seconds']} s")  # fmt: skip
 
 
-def _summary(work: Path, arm: str, number: int) -> Path:
-    return work / f"{arm}-{number}.json"
-
-
 def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
-    """All that a run's answers depend on, as JSON."""
+    """All that a run's answers depend on."""
     said = asdict(settings)
     said["data"] = evaluate.HUB
     if settings.data is not None:
@@ -127,4 +101,4 @@ def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
             name: hashlib.sha256(text).hexdigest()
             for name, text in zip(evaluate.SPLITS.values(), content, strict=True)
         }
-    return json.loads(json.dumps({**comparison.as_json(), "settings": said}))
+    return {**comparison.as_json(), "settings": said}

@@ -7,14 +7,16 @@ power    what a number of questions and runs can show
 """
 
 import argparse
+import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from . import exits, report
-from .errors import Refused, RunFailed
+from .commands import add_result, answered, finish, positive, work_of
+from .errors import Refused
 
+NAME = "gsm8k"
 MARGIN = "points of accuracy; default: from A/A noise"
 LOGS = (
     "per-question logs: JSON lines, one object a question, with at least `doc_id` (integer or "
@@ -66,15 +68,7 @@ def _add_run(commands: Any) -> None:
     asked.add_argument("--concurrency", type=positive, default=64)
     asked.add_argument("--request-timeout", type=float, default=1800, metavar="SECONDS")
     asked.add_argument("--margin", type=_points, help=MARGIN)
-    result = run.add_argument_group("the result")
-    result.add_argument(
-        "--output", type=Path, default=Path("gsm8k.json"), help="JSON; Markdown beside it as .md"
-    )
-    result.add_argument("--work", type=Path, help="folder of runs; default: OUTPUT without .json")
-    result.add_argument(
-        "--evidence", action="store_true", help="also evidence/gsm8k.<model>.<device>.json"
-    )
-    result.add_argument("--dry-run", action="store_true", help="show the commands and the power")
+    add_result(run, NAME, planned="the commands and the power")
 
 
 def _command(commands: Any, name: str, what: str, about: str) -> argparse.ArgumentParser:
@@ -92,33 +86,15 @@ def _points(text: str) -> float:
     return value / 100
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return value
-
-
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     does = {"run": _run, "decide": _decide, "combine": _combine, "power": _power}
-    try:
-        return does[given.command](given)
-    except Refused as refusal:
-        if getattr(given, "json", False):
-            print(json.dumps({"verdict": "REFUSED", "message": str(refusal)}))
-        print(f"gsm8k: refused: {refusal}", file=sys.stderr)
-        return exits.REFUSED
-    except RunFailed as failure:
-        print(f"gsm8k: the run failed: {failure}", file=sys.stderr)
-        return exits.RUN_FAILED
-    except KeyboardInterrupt:
-        print("gsm8k: interrupted; whole runs are kept", file=sys.stderr)
-        return exits.INTERRUPTED
+    as_json = getattr(given, "json", False)
+    return answered(NAME, functools.partial(does[given.command], given), as_json)
 
 
 def _run(given: argparse.Namespace) -> int:
-    from . import accuracy, comparison, evaluate, evidence, servers
+    from . import accuracy, comparison, evaluate, servers
 
     compared = comparison.from_arguments(given)
     chosen = compared.preset
@@ -139,15 +115,11 @@ def _run(given: argparse.Namespace) -> int:
         print(compared.shown())
         print(power.text(given.limit or accuracy.GSM8K_QUESTIONS, given.runs))
         return exits.PASS
-    work = given.work or given.output.with_suffix("")
     with servers.terminated_like_interrupted():
-        decision, beside = accuracy.run(compared, settings, given.runs, work, given.margin)
-    result = {**decision.as_json(), **beside}
-    report.write(given.output, result, report.accuracy(result))
-    if given.evidence:
-        evidence.write("gsm8k", compared, result)
-    print(f"{decision.verdict}: {decision.message}\n{given.output}")
-    return exits.OF_VERDICT[decision.verdict]
+        decision, beside = accuracy.run(
+            compared, settings, given.runs, work_of(given), given.margin
+        )
+    return finish(NAME, given, compared, decision, beside, report.accuracy)
 
 
 def _decide(given: argparse.Namespace) -> int:

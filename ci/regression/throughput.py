@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import self_report, speed
+from . import runs, self_report, speed
 from .comparison import ARMS, Comparison, say
 from .decide import Decision
 from .errors import Refused, RunFailed
@@ -37,24 +37,12 @@ def run(
     """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
     if repeats < speed.FEWEST_REPEATS:
         raise Refused(f"{repeats} repeats show no spread; {speed.FEWEST_REPEATS} are the fewest")
-    key = json.loads(
-        json.dumps({**comparison.as_json(), "points": [vars(point) for point in points]})
-    )
-    work.mkdir(parents=True, exist_ok=True)
-    kept_key = work / "settings.json"
-    if kept_key.exists() and json.loads(kept_key.read_text()) != key:
-        raise Refused(f"{work} holds another setting's runs; choose another --work, or remove it")
-    kept_key.write_text(json.dumps(key, indent=1))
+    asked = {**comparison.as_json(), "points": [vars(point) for point in points]}
+    key = runs.begin(work, asked)
     say(comparison.shown())
-    plan = [(arm, number) for number in range(1, repeats + 1) for arm in ARMS]
-    for step, (arm, number) in enumerate(plan, 1):
-        title = f"run {step} of {len(plan)}: {arm} {number}"
-        if (work / f"{arm}-{number}.json").exists():
-            say(f"== {title}: kept from before")
-            continue
-        say(f"== {title}")
+    for arm, number in runs.missing(work, repeats):
         _one(comparison, points, arm, number, work)
-    measured = {arm: _kept(work, arm) for arm in ARMS}
+    measured = runs.kept(work)
     both = min(len(found) for found in measured.values())
     values = {
         point.name: {
@@ -69,13 +57,6 @@ def run(
     return speed.decide(values), {"configuration": key, "values": values, "arms": measured}
 
 
-def _kept(work: Path, arm: str) -> list[dict[str, Any]]:
-    paths = sorted(
-        (p for p in work.glob(f"{arm}-*.json")), key=lambda p: int(p.stem.rpartition("-")[2])
-    )
-    return [json.loads(path.read_text()) for path in paths]
-
-
 def _one(comparison: Comparison, points: list[Point], arm: str, number: int, work: Path) -> None:
     side = comparison.arms[arm]
     log = work / f"{arm}-{number}.server.log"
@@ -88,11 +69,8 @@ def _one(comparison: Comparison, points: list[Point], arm: str, number: int, wor
             say(f"   {point.name}: {found[point.name][speed.THROUGHPUT]:.1f} output tokens/s")
         after = self_report.read(url)
     declined = self_report.declined(after, comparison.slugs if arm == "patched" else ())
-    target = work / f"{arm}-{number}.json"
-    unfinished = target.with_suffix(".unfinished")
-    kept = {"server": how, "report": after, "declined": declined, "points": found}
-    unfinished.write_text(json.dumps(kept, indent=1))
-    unfinished.replace(target)
+    summary = {"server": how, "report": after, "declined": declined, "points": found}
+    runs.keep(work, arm, number, summary)
 
 
 def _bench(

@@ -5,12 +5,12 @@ difference below the noise. The verdict is on output tokens a second.
 """
 
 import argparse
-import sys
-from pathlib import Path
+import functools
 
 from . import exits, report, speed
-from .accuracy_cli import positive
-from .errors import Refused, RunFailed
+from .commands import add_result, answered, finish, positive, work_of
+
+NAME = "throughput"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,16 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--repeats", type=positive, default=speed.FEWEST_REPEATS,
         help=f"of both arms (default and fewest: {speed.FEWEST_REPEATS})",
     )  # fmt: skip
-    result = run.add_argument_group("the result")
-    result.add_argument(
-        "--output", type=Path, default=Path("throughput.json"),
-        help="JSON; Markdown beside it as .md",
-    )  # fmt: skip
-    result.add_argument("--work", type=Path, help="folder of runs; default: OUTPUT without .json")
-    result.add_argument(
-        "--evidence", action="store_true", help="also evidence/throughput.<model>.<device>.json"
-    )
-    result.add_argument("--dry-run", action="store_true", help="show the commands and the points")
+    add_result(run, NAME, planned="the commands and the points")
     return top
 
 
@@ -69,21 +60,11 @@ def _lengths(text: str) -> tuple[tuple[int, int], ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    try:
-        return _run(given)
-    except Refused as refusal:
-        print(f"throughput: refused: {refusal}", file=sys.stderr)
-        return exits.REFUSED
-    except RunFailed as failure:
-        print(f"throughput: the run failed: {failure}", file=sys.stderr)
-        return exits.RUN_FAILED
-    except KeyboardInterrupt:
-        print("throughput: interrupted; whole runs are kept", file=sys.stderr)
-        return exits.INTERRUPTED
+    return answered(NAME, functools.partial(_run, given))
 
 
 def _run(given: argparse.Namespace) -> int:
-    from . import comparison, evidence, servers, throughput
+    from . import comparison, servers, throughput
 
     compared = comparison.from_arguments(given)
     points = [
@@ -97,12 +78,6 @@ def _run(given: argparse.Namespace) -> int:
         print(compared.shown())
         print("points:", ", ".join(point.name for point in points))
         return exits.PASS
-    work = given.work or given.output.with_suffix("")
     with servers.terminated_like_interrupted():
-        decision, beside = throughput.run(compared, points, given.repeats, work)
-    result = {**decision.as_json(), **beside}
-    report.write(given.output, result, report.throughput(result))
-    if given.evidence:
-        evidence.write("throughput", compared, result)
-    print(f"{decision.verdict}: {decision.message}\n{given.output}")
-    return exits.OF_VERDICT[decision.verdict]
+        decision, beside = throughput.run(compared, points, given.repeats, work_of(given))
+    return finish(NAME, given, compared, decision, beside, report.throughput)

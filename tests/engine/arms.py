@@ -10,7 +10,6 @@ its arguments and environment, the emulation, the versions. So an arm runs once 
 again only after a change.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from tests.engine.kept import locked
 from tests.platform.arm import Arm
 from tests.platform.trees import BUILD, ROOT, packages, patched_tree, pristine_tree, slugs
 
@@ -66,20 +66,6 @@ def digest_of_harness() -> str:
     return digest_of(sources, ROOT) + torch.__version__ + sys.version
 
 
-class locked:  # noqa: N801  a context manager
-    """One process at a time, for pytest-xdist's workers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self):
-        self.file = open(self.path, "w")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_):
-        self.file.close()
-
-
 def result(
     release: str, arm: str, platform, scenario: str, environment: dict[str, str], **inputs
 ) -> dict:
@@ -90,7 +76,6 @@ def result(
     sources = [digest_of_tree(sglang), digest_of_harness(), pins]
     recipe = json.dumps([*sources, str(platform), scenario, settings, inputs], sort_keys=True)
     name = f"{scenario.replace(':', '-')}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}"
-    KEPT.mkdir(parents=True, exist_ok=True)
     with locked(KEPT / f"{name}.lock"):
         if not (KEPT / f"{name}.pt").exists():
             process = Arm(sglang, platform, packages=beside, **BYTECODE, **settings)

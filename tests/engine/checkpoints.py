@@ -2,7 +2,7 @@
 
     checkpoint("gpt-oss") -> Checkpoint: .path for sglang, .oracle for the logits of transformers
 
-One process of its own (this file as a script) builds a model with fixed seeds, saves it and runs it
+One process of its own (this file as a module) builds a model with fixed seeds, saves it and runs it
 in fp32 over fixed token sequences. Both are kept under build/, under a name that holds everything
 they depend on.
 
@@ -11,18 +11,16 @@ tilelang_sparse_fwd, MLA rows are 512 + 64, index heads 128 wide, query heads a 
 (and of 2, for two ranks). Every expert takes every token: rounding cannot send one elsewhere.
 """
 
-import fcntl
 import functools
-import hashlib
 import json
 import random
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-KEPT = (Path(__file__).resolve().parents[2] / "build" / "checkpoints").resolve()
+from tests.engine import kept
+
 VOCABULARY = 256
 STEPS = 4  # decode steps after each prompt
 
@@ -159,19 +157,8 @@ def requests(name: str) -> list[list[int]]:
 
 @functools.cache
 def checkpoint(name: str) -> Checkpoint:
-    recipe = json.dumps([CONFIGS[name], requests(name)]).encode() + Path(__file__).read_bytes()
-    path = KEPT / f"{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with open(KEPT / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
-            command = [sys.executable, __file__, name, str(unfinished)]
-            made = subprocess.run(command, capture_output=True, text=True, check=False)
-            if made.returncode:
-                raise RuntimeError(f"checkpoint {name} was not built: {made.stdout}{made.stderr}")
-            unfinished.rename(path)
-    return Checkpoint(name, path)
+    recipe = [CONFIGS[name], requests(name)]
+    return Checkpoint(name, kept.checkpoint(name, "tests.engine.checkpoints", name, recipe))
 
 
 def with_kv_scales(name: str, k: float, v: float) -> Checkpoint:
@@ -179,32 +166,35 @@ def with_kv_scales(name: str, k: float, v: float) -> Checkpoint:
 
     MiniMax's loader is the one that finds them, under the names that quantisers give them.
     """
-    import torch
-    from safetensors.torch import save_file
-
     plain = checkpoint(name)
-    path = plain.path.with_name(f"{plain.path.name}-k{k}-v{v}")
-    with open(KEPT / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = plain.path.with_name(f"{plain.path.name}-k{k}-v{v}".replace(".", "_"))
+    with kept.locked(path.with_suffix(".lock")):
         if not path.exists():
             unfinished = path.with_suffix(".unfinished")
             shutil.copytree(plain.path, unfinished, dirs_exist_ok=True)
-            config = json.loads((unfinished / "config.json").read_text())
-            config["quantization_config"] = {
-                "quant_method": "fp8",
-                "activation_scheme": "dynamic",
-                "ignored_layers": ["model.layers"],
-            }
-            (unfinished / "config.json").write_text(json.dumps(config))
-            prefix = "model.layers.{}.self_attn.{}_proj.{}_scale"
-            scales = {
-                prefix.format(layer, side, side): torch.tensor(scale)
-                for layer in range(config["num_hidden_layers"])
-                for side, scale in (("k", k), ("v", v))
-            }
-            save_file(scales, unfinished / "scales.safetensors")
+            add_kv_scales(unfinished, k, v)
             unfinished.rename(path)
     return Checkpoint(name, path)
+
+
+def add_kv_scales(path: Path, k: float, v: float) -> None:
+    """Make the checkpoint one whose FP8 KV cache has these scales, and nothing else quantised."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "ignored_layers": ["model.layers"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    scales = {
+        f"model.layers.{layer}.self_attn.{side}_proj.{side}_scale": torch.tensor(scale)
+        for layer in range(config["num_hidden_layers"])
+        for side, scale in (("k", k), ("v", v))
+    }
+    save_file(scales, path / "scales.safetensors")
 
 
 def build(name: str, path: Path) -> None:

@@ -1,10 +1,13 @@
 import argparse
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tests import evidence_key
 from tests.faults import __doc__ as usage
-from tests.faults.gates import LAYERS, fails_without_a_fault, judge
+from tests.faults.fault import Fault
+from tests.faults.gates import LAYERS, Verdict, fails_without_a_fault, judge
 from tests.faults.table import FAULTS
 from tests.platform.trees import ROOT
 
@@ -30,8 +33,14 @@ def main() -> int:
     ]
     kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
     rows = {row["fault"]: row for row in kept}
-    for fault in chosen:
-        verdict = judge(fault, given.layer)
+
+    def judged(fault: Fault) -> Verdict:
+        row = rows.get(fault.name)
+        before = row and not given.layer and Verdict(row["layer"], row["test"], row["seconds"])
+        return judge(fault, given.layer, before or None)
+
+    workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    for fault, verdict in zip(chosen, workers.map(judged, chosen), strict=True):
         rows[fault.name] = {
             "fault": fault.name,
             "slug": fault.slug,

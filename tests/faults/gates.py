@@ -1,5 +1,7 @@
 """Which tests stand between a slug's faults and a release, cheapest layer first."""
 
+import contextlib
+import dataclasses
 import os
 import re
 import subprocess
@@ -23,6 +25,10 @@ MODULES = {
     "rope-kv-store": ["rope"],
     "fp8-kv-write": ["pools", "backend"],
 }
+
+
+class NotJudgedError(RuntimeError):
+    """pytest ran no test to its end."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,23 @@ def failing_test(root: Path, arch: str, tests: list[str], *options: str) -> str 
         return None
     failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:  # not collected, interrupted: nothing was judged
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise NotJudgedError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return failed[1]
 
 
-def judge(fault: Fault, layers: tuple[str, ...] | None = None) -> Verdict:
-    """Run layer after layer until a test fails."""
+def judge(
+    fault: Fault, layers: tuple[str, ...] | None = None, before: Verdict | None = None
+) -> Verdict:
+    """Run layer after layer until a test fails; `before`: what caught it last time goes first."""
     start = time.monotonic()
     caught_by = test = None
     with house_with(fault) as house:
         options = ("--release", fault.release, "--patched-tree", str(house.tree))
+        if before is not None and before.test is not None:
+            with contextlib.suppress(NotJudgedError):  # a test of that name is there no more
+                if failing_test(house.root, fault.arch, [before.test], *options):
+                    seconds = round(time.monotonic() - start, 1)
+                    return dataclasses.replace(before, seconds=seconds)
         for layer in layers or layers_of(fault):
             tests = tests_of(layer, fault)
             test = failing_test(house.root, fault.arch, tests, *options)

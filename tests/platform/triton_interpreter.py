@@ -7,7 +7,8 @@
   - a float argument is a Python number, so `bf16 * arg` stays bf16; on a GPU it becomes fp32;
   - fp16 and bf16 sums are exact to the end; on a GPU every step rounds;
   - tl.flip walks over single elements in Python;
-  - an access outside the arguments reads or writes whatever lies there.
+  - an access outside the arguments reads or writes whatever lies there;
+  - triton.language is replaced once more at each call of a device function.
 `install()` replaces these operations, in this process only. What it does not implement raises.
 
 Two choices are on the strict side, so that a careless kernel fails here and not on the hardware:
@@ -30,6 +31,11 @@ TensorHandle = interpreter.TensorHandle
 RTNE = interpreter._ir.ROUNDING_MODE.RTNE
 RTZ = interpreter._ir.ROUNDING_MODE.RTZ
 _implicit_cvt = interpreter._implicit_cvt
+_patch_lang = interpreter._patch_lang
+
+# The modules whose functions the interpreter replaces, and those that it has in the running launch.
+LANGUAGES = {"tl": tl, "tl.core": tl.core}
+_replaced: set[str] = set()
 
 
 FP8 = {
@@ -204,8 +210,22 @@ class Launch(interpreter.GridExecutor):
     def __call__(self, *args, **kwargs):
         flat, _ = tree_flatten((args, kwargs))
         _memory.of_launch(arg for arg in flat if isinstance(arg, torch.Tensor))
+        _replaced.clear()
         with np.errstate(all="ignore"):  # a GPU does not warn of infinities and NaN
             return super().__call__(*args, **kwargs)
+
+
+def _replace_once(function) -> interpreter._LangPatchScope:
+    """The interpreter's language, where the running launch has not replaced it already.
+
+    It is asked for again at each call of a device function: a third of a kernel's time.
+    """
+    values = function.__globals__.values()
+    seen = {name for name, lang in LANGUAGES.items() if any(each is lang for each in values)}
+    if seen and seen <= _replaced:
+        return interpreter._LangPatchScope()
+    _replaced.update(seen)
+    return _patch_lang(function)
 
 
 class Reduce(interpreter.ReduceOps):
@@ -269,3 +289,4 @@ def install() -> None:
     interpreter.ScanOps = Scan
     interpreter.GridExecutor = Launch
     interpreter._implicit_cvt = _argument
+    interpreter._patch_lang = _replace_once

@@ -3,31 +3,21 @@
     toy("minimax-m2").path      a checkpoint with its tokenizer, for sglang
     toy("minimax-m2").data      a folder with train.jsonl and test.jsonl, for ci/gsm8k.py --data
 
-Trained in half a minute on a CPU (this file as a script), kept under build/ by all they depend on.
+Trained in half a minute on a CPU (this file as a module), kept under build/ by all they depend on.
 A question tells two numbers and whether they are added or subtracted; which number is which is
 told by position alone, so that attention without the right rotation cannot answer. "glm-5" has
 one NSA layer, and its indexer is trained to keep what attention looks at.
 """
 
-import fcntl
 import functools
-import hashlib
 import json
 import random
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
-from tests.engine.checkpoints import (  # noqa: E402  # as a script, the folder above first
-    CONFIGS,
-    KEPT,
-    as_older_readers_expect,
-)
+from tests.engine import kept
+from tests.engine.checkpoints import CONFIGS, add_kv_scales, as_older_readers_expect
 
 NAMES = ["Tom", "Ann", "Bob", "Eve", "Max", "Lea", "Jim", "Zoe"]
 THINGS = ["apples", "pens", "books", "coins", "cards", "balls", "cups", "eggs"]
@@ -72,19 +62,7 @@ class Toy:
 
 @functools.cache
 def toy(name: str) -> Toy:
-    recipe = json.dumps(TOYS[name]).encode() + Path(__file__).read_bytes()
-    path = KEPT / f"toy-{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with open(KEPT / f"toy-{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
-            command = [sys.executable, __file__, name, str(unfinished)]
-            made = subprocess.run(command, capture_output=True, text=True, check=False)
-            if made.returncode:
-                raise RuntimeError(f"toy {name} was not trained: {made.stdout}{made.stderr}")
-            unfinished.rename(path)
-    return Toy(path)
+    return Toy(kept.checkpoint(f"toy-{name}", "tests.regression.toy", name, TOYS[name]))
 
 
 def problem(numbers: random.Random, filler: int = 0) -> dict[str, str]:
@@ -103,22 +81,6 @@ def problem(numbers: random.Random, filler: int = 0) -> dict[str, str]:
 def text(problems: list[dict[str, str]]) -> str:
     """As lm-eval joins shots."""
     return "\n\n".join(f"Question: {p['question']}\nAnswer: {p['answer']}" for p in problems)
-
-
-def write_kv_scales(path: Path) -> None:
-    """As quantisers leave a checkpoint whose FP8 KV cache has scales, and nothing quantised."""
-    import torch
-    from safetensors.torch import save_file
-
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "fp8",
-        "activation_scheme": "dynamic",
-        "ignored_layers": ["model.layers"],
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    names = {f"model.layers.0.self_attn.{x}_proj.{x}_scale": KV_SCALES[x] for x in KV_SCALES}
-    save_file({name: torch.tensor(x) for name, x in names.items()}, path / "scales.safetensors")
 
 
 def write_data(folder: Path, filler: int = 0) -> None:
@@ -160,7 +122,7 @@ def build(name: str, path: Path) -> None:
     if name == "glm-5":
         write_data(path / "long", NSA_FILLER)
     else:
-        write_kv_scales(path)
+        add_kv_scales(path, **KV_SCALES)
 
 
 def train(model, words, numbers: random.Random, far: bool) -> None:

@@ -1,0 +1,77 @@
+"""What both commands that drive servers share: options of a result, and how a run is answered."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import evidence, exits, report
+from .errors import Refused, RunFailed
+
+if TYPE_CHECKING:  # what these need of the environment, --help does not
+    from .comparison import Comparison
+    from .decide import Decision
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def add_result(run: argparse.ArgumentParser, name: str, planned: str) -> None:
+    """The options of where a run's result goes; `planned`: what --dry-run shows."""
+    result = run.add_argument_group("the result")
+    result.add_argument(
+        "--output", type=Path, default=Path(f"{name}.json"), help="JSON; Markdown beside it as .md"
+    )
+    result.add_argument("--work", type=Path, help="folder of runs; default: OUTPUT without .json")
+    result.add_argument(
+        "--evidence", action="store_true", help=f"also evidence/{name}.<model>.<device>.json"
+    )
+    result.add_argument("--dry-run", action="store_true", help=f"show {planned}")
+
+
+def work_of(given: argparse.Namespace) -> Path:
+    """The folder that keeps finished runs."""
+    return given.work or given.output.with_suffix("")
+
+
+def finish(
+    name: str,
+    given: argparse.Namespace,
+    compared: Comparison,
+    decision: Decision,
+    beside: dict[str, Any],
+    markdown: Callable[[dict[str, Any]], str],
+) -> int:
+    """Write the result where it was asked for, say the verdict, and give its exit code."""
+    result = {**decision.as_json(), **beside}
+    report.write(given.output, result, markdown(result))
+    if given.evidence:
+        evidence.write(name, compared, result)
+    print(f"{decision.verdict}: {decision.message}\n{given.output}")
+    return exits.OF_VERDICT[decision.verdict]
+
+
+def answered(name: str, does: Callable[[], int], as_json: bool = False) -> int:
+    """The exit code of `does`; what stops it is said in a sentence, never as a traceback."""
+    try:
+        return does()
+    except Refused as refusal:
+        if as_json:
+            print(json.dumps({"verdict": "REFUSED", "message": str(refusal)}))
+        print(f"{name}: refused: {refusal}", file=sys.stderr)
+        return exits.REFUSED
+    except RunFailed as failure:
+        print(f"{name}: the run failed: {failure}", file=sys.stderr)
+        return exits.RUN_FAILED
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; whole runs are kept", file=sys.stderr)
+        return exits.INTERRUPTED

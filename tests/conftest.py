@@ -104,7 +104,7 @@ def _group(item) -> str:
     if layer == "modules":
         return f"{item.path.stem} {item.callspec.params.get('platform')}"
     if layer == "engine":
-        return " ".join(map(str, item.callspec.params.values()))
+        return " ".join(sorted(map(str, item.callspec.params.values())))
     if layer == "image":
         return layer  # a laid-out image is made once for each worker
     if layer == "regression":

@@ -107,6 +107,7 @@ RED = "def test_it(): raise AssertionError"
 GREEN = "def test_it(): pass"
 
 
+@pytest.mark.slow
 def test_a_subject_with_red_kernel_tests_is_told_from_one_with_green(monkeypatch, tmp_path, capsys):
     kernels = tmp_path / "tests" / "kernels"
     kernels.mkdir(parents=True)

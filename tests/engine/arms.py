@@ -24,8 +24,6 @@ from tests.platform.arm import Arm
 from tests.platform.trees import BUILD, ROOT, packages, patched_tree, pristine_tree, slugs
 
 KEPT = (BUILD / "engine").resolve()
-# Importing sglang is a third of an arm's time without it.
-BYTECODE = {"PYTHONPYCACHEPREFIX": str(BUILD / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def switch(slug: str) -> str:
@@ -78,7 +76,7 @@ def result(
     name = f"{scenario.replace(':', '-')}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}"
     with locked(KEPT / f"{name}.lock"):
         if not (KEPT / f"{name}.pt").exists():
-            process = Arm(sglang, platform, packages=beside, **BYTECODE, **settings)
+            process = Arm(sglang, platform, packages=beside, **settings)
             found = process.run(f"tests.engine.scenarios.{scenario}", alone=True, **inputs)
             torch.save(found.outputs, KEPT / f"{name}.unfinished")
             os.replace(KEPT / f"{name}.unfinished", KEPT / f"{name}.pt")

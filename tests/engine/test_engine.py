@@ -38,7 +38,11 @@ SERVED = {
 }
 
 
-@pytest.fixture(params=SERVED)
+# Two ranks of one model, two ranks of another: one of them each time.
+LONG = {"minimax-m2-two-ranks": pytest.mark.long}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=LONG.get(name, ())) for name in SERVED])
 def served(request, runs_here) -> Served:
     chosen = SERVED[request.param]
     runs_here([chosen.arch], chosen.release)

@@ -60,4 +60,7 @@ def house_with(fault: Fault):
         for entry in ROOT.iterdir():  # the rest as it is
             if entry.name not in ("tests", "overlay", ".git"):
                 (house.root / entry.name).symlink_to(entry)
-        yield house
+        try:
+            yield house
+        finally:  # see tests.platform.emulation
+            shutil.rmtree(f"{BUILD / 'bytecode'}{folder}", ignore_errors=True)

@@ -10,6 +10,7 @@ from tests.image.layout import Image, build, build_arguments
 from tests.platform.trees import ROOT
 from tests.tool.synthetic import git
 
+pytestmark = pytest.mark.slow
 PATCHSET = series.load(ROOT)
 IMPORT_AITER = "import aiter; aiter.dynamic_per_tensor_quant"
 

@@ -138,6 +138,7 @@ def test_each_amd_step_runs_with_the_flags_that_its_scripts_have(checkout, machi
     assert log[-1] == f"image rm --force {image}"
 
 
+@pytest.mark.slow
 def test_a_job_of_one_slug_names_it_to_every_script(checkout, machine, tmp_path):
     job = workflow("amd.yml")["jobs"]["compare"]
     chosen = ("Build the image", "Compare tokens", "Compare accuracy", "Compare throughput")

@@ -145,6 +145,7 @@ def lowered(arch, program):
     return hip_source.lowered(arch, program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", HIP)
 @pytest.mark.parametrize(
     ("fp8", "heads", "tokens"),

@@ -26,6 +26,7 @@ def emulated(platform):
         pytest.skip("nothing is replaced there")
 
 
+@pytest.mark.slow
 def test_the_process_and_its_children_have_an_amd_gpu(arm, platform):
     seen = arm.run("tests.platform.probes:device").outputs
     assert seen["arch"] == platform.arch
@@ -91,6 +92,7 @@ def test_calls_of_real_operators_are_counted_by_each_of_their_names(monkeypatch)
     assert run.operators == {f"counted {name}": 1 for name in names[:2]}
 
 
+@pytest.mark.slow
 def test_a_script_runs_as_if_there_were_an_amd_gpu(platform, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys, os, torch; print(torch.version.hip, sys.argv[1], sys.path[2])")

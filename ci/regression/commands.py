@@ -40,7 +40,7 @@ def add_result(run: argparse.ArgumentParser, name: str, planned: str) -> None:
 
 def work_of(given: argparse.Namespace) -> Path:
     """The folder that keeps finished runs."""
-    return given.work or given.output.with_suffix("")
+    return Path(given.work or given.output.with_suffix(""))
 
 
 def finish(

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from patchset import series
 
@@ -30,7 +31,7 @@ class Comparison:
     launcher: str
     start_seconds: float
 
-    def check(self, arm: str, url: str) -> tuple[str, dict | None]:
+    def check(self, arm: str, url: str) -> tuple[str, dict[str, Any] | None]:
         """How the server fits its arm, in words, and its report; raises Refused if it does not."""
         report = self_report.read(url)
         if arm == "pristine":
@@ -38,7 +39,7 @@ class Comparison:
         self_report.check_patched(report, self.digest, self.slugs)
         return f"patch set {self.digest[:12]}", report
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {
             "preset": self.preset.name,
             "model": self.preset.model,

@@ -175,7 +175,8 @@ def decide(
         "mcnemar_p": p,
         "flips": {"pristine_pristine": a_a, "patched_pristine": flipped},
     }
-    bad, open_questions = [], []
+    bad: list[str] = []
+    open_questions: list[str] = []
     if p < ALPHA:
         bad.append(
             f"{difference.losses} questions lost, {difference.gains} gained: by chance in "

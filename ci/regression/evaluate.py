@@ -75,7 +75,7 @@ def _task(settings: Settings) -> str:
                 raise Refused(f"{path}: not there; --data needs {' and '.join(SPLITS.values())}")
         task |= {"dataset_path": "json", "dataset_name": None}
         task["dataset_kwargs"] = {"data_files": files}
-    return yaml.safe_dump(task)
+    return str(yaml.safe_dump(task))
 
 
 def _row(sample: dict[str, Any], answers: dict[str, dict[str, Any]]) -> dict[str, Any]:

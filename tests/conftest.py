@@ -102,7 +102,7 @@ def _group(item) -> str:
     """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
     layer = item.path.parent.name
     if layer == "modules":
-        return f"{item.path.stem} {item.callspec.params.get('platform')}"
+        return f"modules {item.callspec.params.get('platform')}"
     if layer == "engine":
         return " ".join(sorted(map(str, item.callspec.params.values())))
     if layer == "image":

@@ -93,16 +93,16 @@ INDEXER_FAULTS = [
         "the stored scale of an index key is squared",
         "indexer",
         "indexer_kernel.py",
-        "PAGE_SIZE * HEAD_DIM // 4 + o, scale, mask=written)",
-        "PAGE_SIZE * HEAD_DIM // 4 + o, scale * scale, mask=written)",
+        "    tl.store(scales[:, None] + lane, scale[:, None],",
+        "    tl.store(scales[:, None] + lane, (scale * scale)[:, None],",
     ),
     Fault(
         "index keys are truncated, not rounded",
         "indexer",
         "indexer_kernel.py",
-        "        value.to(value_ptr.dtype.element_ty),",
-        "        (value.to(tl.int32, bitcast=True) & -1048576).to(tl.float32, bitcast=True)"
-        ".to(value_ptr.dtype.element_ty),",
+        "    tl.store(rows + column, value.to(rows.dtype.element_ty), mask=written)",
+        "    value = (value.to(tl.int32, bitcast=True) & -1048576).to(tl.float32, bitcast=True)\n"
+        "    tl.store(rows + column, value.to(rows.dtype.element_ty), mask=written)",
     ),
     Fault(
         "the index store's grid is short by one",
@@ -562,15 +562,29 @@ WRITE_FAULTS = [
         "the scale is applied twice",
         "fp8-kv-write",
         "kv_cache.py",
-        "            x = _quotient(x, scale)\n",
-        "            x = _quotient(_quotient(x, scale), scale)\n",
+        " else _quotient(y, scale)\n",
+        " else _quotient(_quotient(y, scale), scale)\n",
     ),
     Fault(
-        "the quotient by a scale is not corrected",
+        "the quotient by a scale is a product with its inverse",
         "fp8-kv-write",
         "kv_cache.py",
-        "    return tl.where(ordinary, nearest, product)",
-        "    return product",
+        "    return tl.fma(x, high, x * low)",
+        "    return x * inverse",
+    ),
+    Fault(
+        "the rest of a scale's inverse is rounded down",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "(1.0 + 2.0**-20)",
+        "(1.0 - 2.0**-20)",
+    ),
+    Fault(
+        "fp32 is divided as 16-bit numbers are",
+        "fp8-kv-write",
+        "kv_cache.py",
+        "tl.div_rn(y, scale) if x.dtype == tl.float32 else _quotient(y, scale)",
+        "_quotient(y, scale)",
     ),
     Fault(
         "K and V are written in each other's place",
@@ -611,16 +625,16 @@ WRITE_FAULTS = [
         "e4m3 is truncated, not rounded",
         "fp8-kv-write",
         "kv_cache.py",
-        "    y = cached(x.to(tl.float32), scale, MAX)\n",
-        "    y = cached(x.to(tl.float32), scale, MAX)\n"
+        "    y = cached(x, scale, MAX)\n",
+        "    y = cached(x, scale, MAX)\n"
         "    y = (y.to(tl.int32, bitcast=True) & -1048576).to(tl.float32, bitcast=True)\n",
     ),
     Fault(
         "the write's grid is short by one",
         "fp8-kv-write",
         "fp8_kv_write_kernel.py",
-        "(triton.cdiv(n, block_t), triton.cdiv(width, block_w))",
-        "(max(n // block_t, 1), triton.cdiv(width, block_w))",
+        "(triton.cdiv(n, block_t),)",
+        "(max(n // block_t, 1),)",
     ),
 ]
 OLDER = {"release": "0.5.9"}

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
+from sglang.srt.rocm_patches import kv_cache
 from sglang.srt.rocm_patches.fp8_kv_write_kernel import launch, write_kv
 from sglang.srt.rocm_patches.kv_cache import LayerCache
 
@@ -135,6 +138,62 @@ def test_a_quotient_that_is_a_tie_goes_to_even(platform, scale):
     k = torch.cat((ties * scale, torch.zeros(2))).view(2, 1, 64).to(platform.device)
     scales = torch.tensor(scale, device=platform.device)
     check(platform, k, -k, fresh_slots(platform, 2), k_scale=scales, v_scale=scales)
+
+
+@triton.jit
+def _cached_kernel(x, scale, out, MAX: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = kv_cache.cached(tl.load(x + i), tl.load(scale + i), MAX)
+    tl.store(out + i, y.to(out.dtype.element_ty))
+
+
+def beside_ties(fp8_dtype, dtype):
+    """Every x of `dtype` and every fp32 scale whose quotient is within 20 ulp of a tie of e4m3.
+
+    But for powers of two: x of one binade, scales of one, and the 16 least ties, of which the
+    others are multiples.
+    """
+    digits = {torch.bfloat16: 8, torch.float16: 11}[dtype]
+    least = torch.ones(1, dtype=torch.uint8).view(fp8_dtype).double()
+    ties = (torch.arange(16) + 0.5) * least
+    x = torch.arange(2 ** (digits - 1), 2**digits).double()[:, None]
+    exponent = torch.floor(torch.log2(x / ties))
+    nearest = (x / ties * 2**-exponent).float().view(torch.int32)
+    scale = (nearest[..., None] + torch.arange(-24, 25, dtype=torch.int32)).view(torch.float32)
+    x = (x * 2**-exponent)[..., None].expand_as(scale)
+    return x.flatten().to(dtype), scale.flatten()
+
+
+def check_quotients(platform, x, scale):
+    """Each x divided by its own scale has the e4m3 of the IEEE quotient."""
+    found = poisoned((len(x),), platform.fp8_dtype, platform.device)
+    block = min(len(x), 2048)
+    _cached_kernel[(len(x) // block,)](
+        x.to(platform.device), scale.to(platform.device), found, MAX=platform.fp8_max, BLOCK=block
+    )
+    assert_bitwise(found.cpu(), cached(x.float() / scale, platform.fp8_dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_quotient_beside_a_tie_goes_to_another_side_than_the_exact_one(platform, dtype):
+    check_quotients(platform, *beside_ties(platform.fp8_dtype, dtype))
+
+
+def test_numbers_of_24_bits_are_divided_exactly(platform):
+    # Quotients below half an ulp above the tie i / 16, by 2^-48 of themselves.
+    i = torch.tensor([17, 19, 21, 23]).double()
+    x, scale = i * (32 - i) * 2**16 + 2, (32 - i) * 2**20 + 1
+    check_quotients(platform, x.float() / 2**20, scale.float() / 2**20)
+
+
+@pytest.mark.parametrize("scale", [0.0371, 1.3 * 2.0**-100, 1.3 * 2.0**100])
+def test_zeros_infinities_and_any_scale_give_what_a_division_gives(platform, scale):
+    k, v = tokens(platform, 3, (1, 64, 64))
+    k *= scale
+    v[0, 0, :6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 3e38, -3e38])
+    v[1, 0, :4] = torch.tensor([1e-38, -1e-38, 1e-40, -1e-40])
+    scale = torch.tensor(scale, device=platform.device)
+    check(platform, k, v, fresh_slots(platform, 3), k_scale=scale, v_scale=scale)
 
 
 def test_slots_below_zero_are_not_written(platform):

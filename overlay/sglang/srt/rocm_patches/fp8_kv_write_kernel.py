@@ -4,15 +4,20 @@ import torch
 import triton
 import triton.language as tl
 from sglang.srt.rocm_patches.e4m3 import E4M3_MAX
-from sglang.srt.rocm_patches.kv_cache import LayerCache, kernel_scale, load_slots, store_columns
+from sglang.srt.rocm_patches.kv_cache import (
+    LayerCache,
+    kernel_scale,
+    load_scale,
+    load_slots,
+    store_columns,
+)
 from sglang.srt.rocm_patches.launch_parameters import choose, warps
 
 
-def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[str, int]]:
+def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int], dict[str, int]]:
     """Grid and compile-time parameters for n rows of so many elements."""
-    width = max(k_width, v_width)
     choice = choose("fp8-kv-write", n)
-    block_w = min(triton.next_power_of_2(width), 1024)
+    block_w = triton.next_power_of_2(max(k_width, v_width))
     block_t = max(choice.size // block_w, 1)
     parameters = {
         "K_WIDTH": k_width,
@@ -21,7 +26,7 @@ def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[st
         "BLOCK_W": block_w,
         "num_warps": warps(min(choice.threads, block_t * block_w)),
     }
-    return (triton.cdiv(n, block_t), triton.cdiv(width, block_w)), parameters
+    return (triton.cdiv(n, block_t),), parameters
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -46,18 +51,16 @@ def _write_kv_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
-    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]).to(tl.int64)
+    column = tl.arange(0, BLOCK_W)[None, :]
     # All loads before the first store: nothing waits for the slot but the address.
     slot = load_slots(slots, slots_stride, full_to_swa, t, n)
     k_tile = tl.load(k + t * k_stride + column, mask=(t < n) & (column < K_WIDTH), other=0.0)
     v_tile = tl.load(v + t * v_stride + column, mask=(t < n) & (column < V_WIDTH), other=0.0)
-    if k_scale is not None:  # noqa: SIM102  Triton's `and` would ask None for its dtype
-        if k_scale.dtype.is_ptr():
-            k_scale = tl.load(k_scale)
-    if v_scale is not None:  # noqa: SIM102
-        if v_scale.dtype.is_ptr():
-            v_scale = tl.load(v_scale)
+    if k_scale is not None:
+        k_scale = load_scale(k_scale)
+    if v_scale is not None:
+        v_scale = load_scale(v_scale)
     live = slot >= 0
     k_rows, v_rows = k_cache + slot * k_cache_stride, v_cache + slot * v_cache_stride
     store_columns(k_rows, k_tile, live & (column < K_WIDTH), column, k_scale, MAX)

@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from sglang.srt.rocm_patches.kv_cache import kernel_scale
+from sglang.srt.rocm_patches.kv_cache import kernel_scale, load_scale
 
 # Enough programs to keep either chip busy; a longer batch is walked by them in turns, so that a
 # graph, which knows its largest batch alone, launches no more either.
@@ -33,7 +33,7 @@ def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[st
 def _scaled(x, scale):
     y = x.to(tl.float32)
     if scale is not None:
-        y *= tl.load(scale) if scale.dtype.is_ptr() else scale
+        y *= load_scale(scale)
     return y
 
 

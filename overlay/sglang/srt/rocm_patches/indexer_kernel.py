@@ -17,8 +17,7 @@ A NaN stays a NaN of its own element and is not counted in amax.
 import torch
 import triton
 import triton.language as tl
-from sglang.srt.rocm_patches.e4m3 import saturate_e4m3
-from sglang.srt.rocm_patches.launch_parameters import choose, on_amd, warps
+from sglang.srt.rocm_patches.launch_parameters import choose, warps
 
 HEAD_DIM = 128
 PAGE_BYTES_PER_SLOT = HEAD_DIM + 4
@@ -42,6 +41,12 @@ def _power_of_two_at_least(x):
     return bits.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _store_half(rows, d, value, written, PRESHUFFLED: tl.constexpr):
+    column = d // 16 * 256 + d % 16 if PRESHUFFLED else d
+    tl.store(rows + column, value.to(rows.dtype.element_ty), mask=written)
+
+
 # A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
 @triton.jit(do_not_specialize=["num_tokens"])
 def _store_index_k_kernel(
@@ -63,43 +68,38 @@ def _store_index_k_kernel(
 ):
     token = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     inside = token < num_tokens
-    d = tl.arange(0, HEAD_DIM)[None, :]
-    if VECTOR < 8:
-        d = tl.max_contiguous(d, (1, VECTOR))
-    # k's load does not wait for the slots.
+    # A row in halves: two loads under way, and half as many lanes to find its maximum in.
+    HALF: tl.constexpr = HEAD_DIM // 2
+    d = tl.max_contiguous(tl.arange(0, HALF)[None, :], (1, VECTOR))
+    half = k_ptr + token[:, None] * k_token_stride + d * k_element_stride
+    k1 = tl.load(half, mask=inside[:, None], other=0.0).to(tl.float32)
+    half += HALF * k_element_stride
+    k2 = tl.load(half, mask=inside[:, None], other=0.0).to(tl.float32)
     slot = tl.load(slot_ptr + token * slot_stride, mask=inside, other=-1).to(tl.int64)
-    k = tl.load(
-        k_ptr + token[:, None] * k_token_stride + d * k_element_stride,
-        mask=inside[:, None],
-        other=0.0,
-    ).to(tl.float32)
 
-    amax = tl.max(tl.abs(k), axis=1)  # tl.max leaves NaN out
+    amax = tl.max(tl.maximum(tl.abs(k1), tl.abs(k2)), axis=1)  # NaN is left out
     scale, inverse = _power_of_two_at_least(tl.maximum(amax, AMAX_FLOOR) * (1.0 / QUANT_MAX))
-    # A product with the inverse of a power of two is the quotient, exactly.
-    value = saturate_e4m3(k * inverse[:, None], QUANT_MAX)
+    # A product with the inverse of a power of two is the quotient, exactly; and it needs no clamp:
+    # no element is above amax, and what rounding takes from the scale, rounding to e4m3 takes back.
+    inverse = inverse[:, None]
 
     written = slot >= 0
     page = slot // PAGE_SIZE * PAGE_STRIDE
     o = slot % PAGE_SIZE
-    if PRESHUFFLED:
-        row = page + o // 16 * (16 * HEAD_DIM) + o % 16 * 16
-        column = d // 16 * 256 + d % 16
-    else:
-        row = page + o * HEAD_DIM
-        column = d
-    tl.store(
-        value_ptr + row[:, None] + column,
-        value.to(value_ptr.dtype.element_ty),
-        mask=written[:, None],
-    )
-    tl.store(scale_ptr + page // 4 + PAGE_SIZE * HEAD_DIM // 4 + o, scale, mask=written)
+    first = o // 16 * (16 * HEAD_DIM) + o % 16 * 16 if PRESHUFFLED else o * HEAD_DIM
+    rows = value_ptr + (page + first)[:, None]
+    _store_half(rows, d, k1 * inverse, written[:, None], PRESHUFFLED)
+    _store_half(rows, d + HALF, k2 * inverse, written[:, None], PRESHUFFLED)
+    # By a lane that knows it: from one tile of lanes to another it would go by shared memory.
+    lane = tl.arange(0, HALF // VECTOR)[None, :]
+    scales = scale_ptr + page // 4 + PAGE_SIZE * HEAD_DIM // 4 + o
+    tl.store(scales[:, None] + lane, scale[:, None], mask=written[:, None] & (lane == 0))
 
 
 def store_launch_parameters(num_tokens: int) -> dict[str, int]:
     """Compile-time parameters for a write of ``num_tokens`` tokens."""
     _, block_t, threads = choose("indexer store", num_tokens)
-    vector = 8 if on_amd() else 4  # elements of a row that one thread has
+    vector = block_t * HEAD_DIM // 2 // threads  # elements of a half that a thread has
     return {"BLOCK_T": block_t, "VECTOR": vector, "num_warps": warps(threads)}
 
 

@@ -69,38 +69,48 @@ def load_slots(slots, stride, full_to_swa, t, n):
 
 
 @triton.jit
-def _quotient(x, scale):
-    """x / scale as IEEE rounds it, or what saturates as it does; scale and its inverse are normal.
+def load_scale(scale):
+    """A scale that is given: the number, or the one that a pointer points to.
 
-    A plain fp32 division is approximate on a GPU, and an exact one takes a dozen instructions an
-    element. Here one exact division gives the inverse, and two corrections of the product, each by
-    its remainder, which fma has exactly, the nearest quotient (Markstein's theorem).
+    A kernel loads its scales before its first store: the compiler moves no load across one.
     """
-    inverse = tl.div_rn(1.0, scale)
-    product = x * inverse
-    near = tl.fma(tl.fma(-product, scale, x), inverse, product)
-    nearest = tl.fma(tl.fma(-near, scale, x), inverse, near)
-    # A remainder would make NaN of an infinite product, and take the sign from a zero.
-    ordinary = (tl.abs(product) < 65536.0) & (product != 0.0)
-    return tl.where(ordinary, nearest, product)
+    return tl.load(scale) if scale.dtype.is_ptr() else scale
+
+
+@triton.jit
+def _quotient(x, scale):
+    """x / scale, which e4m3 rounds as it does the IEEE quotient; x: numbers of a 16-bit type.
+
+    An exact fp32 division takes a dozen instructions an element, and a product with the inverse is
+    wrong by more than its rounding, enough to cross a tie of e4m3. With the inverse in two parts,
+    ``high`` a little below it and ``low`` the rest, what is rounded is the quotient to 2^-39 of
+    itself. Beside a tie, where fp32 rounds either to it or to its neighbour, no quotient of an x of
+    at most 11 bits is nearer than 2^-38: but a power of two over the number before one, which is
+    2^-48 above such a place at the least tie. So ``low`` is rounded up. It has the sign of
+    ``high``, and zeros keep theirs.
+    """
+    inverse = 1.0 / scale  # 3 ulp are near enough
+    high = inverse * (1.0 - 2.0**-21)
+    low = tl.fma(-high, scale, 1.0) * inverse * (1.0 + 2.0**-20)
+    return tl.fma(x, high, x * low)
 
 
 @triton.jit
 def cached(x, scale, MAX: tl.constexpr):
     """The fp32 number that is stored for ``x``; MAX is e4m3's largest, 0 for a 16-bit cache.
 
-    scale: a number or None. A kernel loads one that is in memory itself, before its first store:
-    the compiler moves no load across one.
+    scale: a number, from 2^-100 to 2^100, or None.
     """
+    y = x.to(tl.float32)
     if MAX > 0:
         if scale is not None:
-            x = _quotient(x, scale)
-        x = saturate_e4m3(x, MAX)
-    return x
+            y = tl.div_rn(y, scale) if x.dtype == tl.float32 else _quotient(y, scale)
+        y = saturate_e4m3(y, MAX)
+    return y
 
 
 @triton.jit
 def store_columns(cache_rows, x, live, column, scale, MAX: tl.constexpr):
     """Store ``x`` ``[ROWS, BLOCK]`` at columns ``[1, BLOCK]`` of the cache's rows ``[ROWS, 1]``."""
-    y = cached(x.to(tl.float32), scale, MAX)
+    y = cached(x, scale, MAX)
     tl.store(cache_rows + column, y.to(cache_rows.dtype.element_ty), mask=live)

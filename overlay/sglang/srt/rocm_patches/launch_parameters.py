@@ -39,9 +39,9 @@ _NVIDIA = {
     # Query heads; heads of 512 + 64, of one token.
     "nsa-fp8-kv rope": (Choice(ANY, 4, 64),),
     "nsa-fp8-kv cast": (Choice(ANY, 4096, 128),),  # elements
-    # Tokens; keys of 128. A row of 132 bytes takes stores of 4 bytes: 4 elements a thread, or the
-    # compiler sends the values to other threads through shared memory.
-    "indexer store": (Choice(2048, 4, 128), Choice(ANY, 16, 256)),
+    # Tokens; keys of 128. A row of 132 bytes takes stores of 4 bytes: 4 elements of each half a
+    # thread, or the compiler sends the values to other threads through shared memory.
+    "indexer store": (Choice(512, 4, 64), Choice(ANY, 16, 256)),
     "indexer gate": (Choice(64, 16, 128), Choice(ANY, 64, 128)),  # tokens; tokens
     # Rows; elements. A decode step: a row each. Then 8 elements a thread: one load of 16 bytes.
     "layernorm": (Choice(64, 1, 0), Choice(ANY, 2048, 256)),
@@ -52,8 +52,9 @@ _AMD = {
     "nsa-fp8-kv write": (Choice(1024, 2, 128), Choice(ANY, 4, 128)),
     "nsa-fp8-kv rope": (Choice(ANY, 4, 64),),
     "nsa-fp8-kv cast": (Choice(ANY, 4096, 256),),
-    # 8 elements a lane: loads of 16 bytes, the values go through LDS to stores of 4.
-    "indexer store": (Choice(2048, 4, 128), Choice(ANY, 8, 128)),
+    # A decode step as there. Then 8 elements of each half: loads of 16 bytes, and the values go
+    # through LDS to stores of 4.
+    "indexer store": (Choice(2048, 4, 64), Choice(ANY, 16, 128)),
     "indexer gate": (Choice(64, 16, 256), Choice(ANY, 64, 512)),
     "layernorm": (Choice(256, 1, 0), Choice(ANY, 2048, 256)),
 }

@@ -56,8 +56,8 @@ def _rope_rows(
     always = tl.full((1, 1), 1, tl.int1)
     c, s = load_angles(cos, sin, always, HALF, BLOCK_HALF)
     y1, y2 = rotate(x1, x2, c, s)
-    y1 = cached(y1.to(dtype).to(tl.float32), None, MAX)
-    y2 = cached(y2.to(dtype).to(tl.float32), None, MAX)
+    y1 = cached(y1.to(dtype), None, MAX)
+    y2 = cached(y2.to(dtype), None, MAX)
     _store_rows(target, x, live, NOPE, BLOCK_NOPE, MAX)
     store_pairs(target + NOPE, y1, y2, live, HALF, BLOCK_HALF, NEOX)
 

@@ -8,6 +8,7 @@ from sglang.srt.rocm_patches.kv_cache import (
     LayerCache,
     cached,
     kernel_scale,
+    load_scale,
     load_slots,
     store_columns,
 )
@@ -104,12 +105,10 @@ def _rotate_and_store_kernel(
     q_cos, q_sin = load_angles(q_angles, q_angles + HALF, q_live, HALF, BLOCK_HALF)
     cos, sin = load_angles(angles, angles + HALF, live, HALF, BLOCK_HALF)
 
-    if k_scale is not None:  # noqa: SIM102  Triton's `and` would ask None for its dtype
-        if k_scale.dtype.is_ptr():
-            k_scale = tl.load(k_scale)
-    if v_scale is not None:  # noqa: SIM102
-        if v_scale.dtype.is_ptr():
-            v_scale = tl.load(v_scale)
+    if k_scale is not None:
+        k_scale = load_scale(k_scale)
+    if v_scale is not None:
+        v_scale = load_scale(v_scale)
 
     q1, q2 = rotate(q1, q2, q_cos, q_sin)
     store_pairs(q_rows, q1, q2, q_live, HALF, BLOCK_HALF, NEOX)
@@ -122,8 +121,8 @@ def _rotate_and_store_kernel(
     k_cache_rows = k_cache + slot * k_cache_stride + head * HEAD
     v_cache_rows = v_cache + slot * v_cache_stride + head * V_HEAD
     # What is cached is the rotated K as others see it, so that storing it later gives these bytes.
-    k1 = cached(k1.to(k.dtype.element_ty).to(tl.float32), k_scale, MAX)
-    k2 = cached(k2.to(k.dtype.element_ty).to(tl.float32), k_scale, MAX)
+    k1 = cached(k1.to(k.dtype.element_ty), k_scale, MAX)
+    k2 = cached(k2.to(k.dtype.element_ty), k_scale, MAX)
     store_pairs(k_cache_rows, k1, k2, stored, HALF, BLOCK_HALF, NEOX)
     if HEAD > 2 * HALF:
         column = 2 * HALF + tl.arange(0, BLOCK_REST)[None, :]

@@ -527,15 +527,24 @@ WRITE_FAULTS = [
         "ragged decode forgets the v scale",
         "fp8-kv-write",
         BACKEND,
-        "                if v_scale != 1.0:\n",
-        "                if v_scale == 0.0:\n",
+        "                    v_scale,\n                    None,\n",
+        "                    self.v_scale,\n                    None,\n",
     ),
     Fault(
         "ragged decode forgets the k scale",
         "fp8-kv-write",
         BACKEND,
-        "                    self.scale * k_scale,\n",
-        "                    self.scale,\n",
+        "                    k_scale,\n                    v_scale,\n",
+        "                    self.k_scale,\n                    v_scale,\n",
+    ),
+    Fault(
+        "ragged decode converts the whole pool",  # sglang#24129
+        "fp8-kv-write",
+        BACKEND,
+        """                if rocm_fp8_kv_write.ACTIVE and self.kv_cache_dtype == fp8_dtype:
+                    q, k_cache""",
+        """                if rocm_fp8_kv_write.ACTIVE and q is None:
+                    q, k_cache""",
     ),
     Fault(
         "a cached prefix is read without its scales",

@@ -16,13 +16,12 @@ backend's do not agree among themselves, hence the hooks beside the writes:
 reader (prefill, decode, verify)         pristine descales by  here
 =======================================  ====================  ================================
 0.5.10, unified_attention, decode        layer's scales        the same
-0.5.10, paged_attention_ragged, decode   nothing               ``float_scales``: k in the softmax
-                                                               scale, v on the output
+0.5.10, paged_attention_ragged, decode   nothing               ``ragged``: the operator itself,
+                                                               by the layer's scales
 0.5.10, mha_batch_prefill_func, K and V  layer's scales        the same
 0.5.10, mha_batch_prefill_func, q        k_scale               1 (q was cast unscaled)
 0.5.10, extend_attention_fwd, prefix     nothing               ``float_scales``
-0.5.9, paged_attention_ragged, decode    nothing               ``ragged``: the operator itself,
-                                                               by the layer's scales
+0.5.9, paged_attention_ragged, decode    nothing               ``ragged``
 0.5.9, mha_batch_prefill_func, K and V   nothing               ``widened``, as it converts
 =======================================  ====================  ================================
 
@@ -30,9 +29,9 @@ and hence decode's write gets the layer's scales as prefill's always did. The tr
 and reads with the layer's scales in 0.5.10 and without any in 0.5.9: there the pool is handed none.
 MLA is not touched.
 
-**Bytes.** 0.5.9 converts the whole pool, used or not, to bf16 in every layer before it attends to
-it. Of a layer's K and V, in a pool of P slots with u of them in use (w bytes a slot in FP8: 2 * KV
-heads * head size), a step moves
+**Bytes.** Decode by ``paged_attention_ragged``, and prefill in 0.5.9, convert the whole pool, used
+or not, to bf16 in every layer before they attend to it. Of a layer's K and V, in a pool of P slots
+with u of them in use (w bytes a slot in FP8: 2 * KV heads * head size), a step moves
 
 =========  =================================================  ===========================
 phase      pristine                                           here
@@ -45,13 +44,14 @@ MiniMax-M2.5 at TP 4 on MI300X: w = 512 and P = (0.85 * 192 GiB - 58 GB of weigh
 w) = 3.7 million. With 64 requests of 9000 tokens (u = 576 000) a decode step moves 6.2 GB a layer,
 390 GB in all, against 0.29 GB a layer, 18 GB in all; with 4 such requests 350 GB against 1.1 GB.
 
-**Decode on 0.5.9** hands the cache to ``paged_attention_ragged`` as it is. The operator of the
-image's aiter, v0.1.10.post3, reads e4m3 with K and V times one scale each; its sources are those
-that https://github.com/ROCm/aiter/pull/3609 tests on gfx942 with page size 1, and upstream calls it
-so from 0.5.12 on (https://github.com/sgl-project/sglang/pull/24129). It multiplies in FP8: q, and
-the softmax weights of each 256 keys, are rounded to e4m3 too. Against fp64 attention on random
-values before their quantisation the error is then 0.04 to 0.13 of a row where it was 0.03 to 0.08,
-the more the flatter the weights are. It casts q without a clamp, hence the one before it.
+**Decode** hands the cache to ``paged_attention_ragged`` as it is. The operator of the images'
+aiter, v0.1.10.post3 and v0.1.11.post1, reads e4m3 with K and V times one scale each; its sources,
+the same in both, are those that https://github.com/ROCm/aiter/pull/3609 tests on gfx942 with page
+size 1, and upstream calls it so from 0.5.12 on (https://github.com/sgl-project/sglang/pull/24129).
+It multiplies in FP8: q, and the softmax weights of each 256 keys, are rounded to e4m3 too. Against
+fp64 attention on random values before their quantisation the error is then 0.04 to 0.13 of a row
+where it was 0.03 to 0.08, the more the flatter the weights are. It casts q without a clamp, hence
+the one before it.
 """
 
 from __future__ import annotations

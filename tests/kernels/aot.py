@@ -9,7 +9,7 @@
 A type is Triton's name of it; `fp8` is the architecture's own e4m3. Pointers are taken as aligned
 to 16 bytes and below 2 GiB, as the launcher finds torch's tensors; `*bf16:2` says aligned to 2
 bytes, `i32:16` says divisible by 16, `far=["out"]` that a tensor ends past 2 GiB. Every argument
-that is not a constexpr has a type.
+that is not a constexpr has a type; of one that is left out it is None.
 A constexpr "tl.float32" is that Triton type. Other keywords are options of Triton's AMD backend.
 
 The tests' own process may run Triton's interpreter, in which there is nothing to compile: one
@@ -123,12 +123,13 @@ def _bytes(suffix: str) -> int:
 
 def compile(module: str, kernel: str, *, signature, constexprs=None, arch: str, far=(), **options):
     """The machine code of `kernel` in `module` for gfx942 or gfx950."""
+    absent = {name: None for name, kind in signature.items() if kind is None}
     return compile_request(
         {
             "module": module,
             "kernel": kernel,
-            "signature": signature,
-            "constexprs": constexprs or {},
+            "signature": {name: kind for name, kind in signature.items() if name not in absent},
+            "constexprs": absent | (constexprs or {}),
             "arch": arch,
             "far": list(far),
             "options": options,

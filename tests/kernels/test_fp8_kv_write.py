@@ -290,11 +290,7 @@ def compiled(arch, count, shape, k_scale=None, full_to_swa=None, slot="*i64"):
         "k_cache_stride": "i32:16",
         "v_cache_stride": "i32:16",
     }
-    for name, kind in (("k_scale", k_scale), ("v_scale", k_scale), ("full_to_swa", full_to_swa)):
-        if kind is None:
-            constexprs[name] = None
-        else:
-            signature[name] = kind
+    signature |= {"k_scale": k_scale, "v_scale": k_scale, "full_to_swa": full_to_swa}
     return aot.compile(
         "sglang.srt.rocm_patches.fp8_kv_write_kernel",
         "_write_kv_kernel",

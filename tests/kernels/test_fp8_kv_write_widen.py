@@ -93,12 +93,11 @@ def test_the_machine_code_moves_16_bytes_at_a_time(arch, shape, scale):
     signature = {"k_cache": "*fp8", "v_cache": "*fp8", "k_out": "*bf16", "v_out": "*bf16"}
     signature |= {"slots": "*i32", "end": "*i32:4"}
     signature |= {"k_cache_stride": "i32:16", "v_cache_stride": "i32:16"}
-    constexprs = parameters | ({"k_scale": None, "v_scale": None} if scale is None else {})
     code = aot.compile(
         kernel.__name__,
         "_widen_kernel",
-        signature=signature | ({} if scale is None else {"k_scale": scale, "v_scale": scale}),
-        constexprs=constexprs,
+        signature=signature | {"k_scale": scale, "v_scale": scale},
+        constexprs=parameters,
         arch=arch,
         num_warps=warps,
     )

@@ -208,15 +208,7 @@ def compiled(arch, count, shape, neox=True, cache="*fp8", angles="*bf16", swa=Fa
     signature |= {"tokens": "i32", "n": "i32"}
     strides = ["q", "q_head", "k", "k_head", "v", "v_head", "k_cache", "v_cache", "cos_sin"]
     signature |= {f"{name}_stride": "i32:16" for name in strides}
-    for name, kind in (
-        ("k_scale", scale),
-        ("v_scale", scale),
-        ("full_to_swa", "*i64" if swa else None),
-    ):
-        if kind is None:
-            constexprs[name] = None
-        else:
-            signature[name] = kind
+    signature |= {"k_scale": scale, "v_scale": scale, "full_to_swa": "*i64" if swa else None}
     return aot.compile(
         "sglang.srt.rocm_patches.rope_kv_store_kernel",
         "_rotate_and_store_kernel",

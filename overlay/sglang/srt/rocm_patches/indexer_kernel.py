@@ -70,7 +70,9 @@ def _store_index_k_kernel(
     inside = token < num_tokens
     # A row in halves: two loads under way, and half as many lanes to find its maximum in.
     HALF: tl.constexpr = HEAD_DIM // 2
-    d = tl.max_contiguous(tl.arange(0, HALF)[None, :], (1, VECTOR))
+    d = tl.arange(0, HALF)[None, :]
+    if VECTOR < 8:  # else nothing needs to be told, and Triton 3.5 would forget what it knew
+        d = tl.max_contiguous(d, (1, VECTOR))
     half = k_ptr + token[:, None] * k_token_stride + d * k_element_stride
     k1 = tl.load(half, mask=inside[:, None], other=0.0).to(tl.float32)
     half += HALF * k_element_stride

@@ -88,8 +88,9 @@ def of_slug(slug: str, house: Path = ROOT, release: str = "*") -> set[str]:
     return modules_of(slug, house) | patches_of(slug, house, release)
 
 
-def digest(files: Iterable[str], house: Path = ROOT) -> str:
-    """One short name for the bytes of files, where a row has no room for a key."""
+def digest_of(slugs: Iterable[str], house: Path = ROOT) -> str:
+    """One short name for all that slugs are made of, where a row has no room for a key."""
+    files = set().union(*(of_slug(slug, house) for slug in slugs))
     blobs = "".join(f"{path}\0{_blob(house / path)}\n" for path in sorted(files))
     return hashlib.sha256(blobs.encode()).hexdigest()[:16]
 

@@ -4,8 +4,9 @@
     python3 tools/evidence.py           each file and slug: fresh, or what has changed since
     python3 tools/evidence.py --json    the same for machines
 
-Evidence is stale for a slug when a file that decided it has changed: see tests/evidence_key.py. A
-file without a key cannot be judged here; launches.json needs none, a test counts again.
+Evidence is stale for a slug when a file that decided it has changed: see tests/evidence_key.py;
+comparisons of servers, when their release's patch set has. A file without a key cannot be judged
+here; launches.json needs none, a test counts again.
 Exit codes: 0 all fresh, 1 some stale, 2 wrong usage.
 """
 
@@ -31,9 +32,12 @@ HOW = {
     "tilelang": "python3 -m tests.kernels.hip_source",
     "launches": "python3 -m tests.engine.launches",
     "seeded-faults": "python3 -m tests.faults",
-    "gsm8k": "ci/gsm8k.py",
-    "throughput": "ci/throughput.py",
+    "regression-faults": "python3 -m tests.regression",
+    "gsm8k": "ci/gsm8k.py run --evidence",
+    "throughput": "ci/throughput.py run --evidence",
 }
+BY_ROW = ("seeded-faults", "regression-faults")  # a digest in each row, of its slugs
+COMPARISONS = ("gsm8k", "throughput")
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,17 @@ class Evidence:
 
     def changed(self, slug: str, release: str = "*") -> list[str]:
         """What decided this evidence about a slug and is another now; empty: fresh."""
-        if self.subject == "seeded-faults":
-            now = evidence_key.digest(evidence_key.of_slug(slug, self.house), self.house)
-            then = {row.get("digest") for row in self.rows if row["slug"] == slug}
-            return [] if then == {now} else [f"digest of {slug}"]
+        if self.subject in BY_ROW:
+            kept = {
+                (slugs_of(row), row.get("digest")) for row in self.rows if slug in slugs_of(row)
+            }
+            fresh = all(evidence_key.digest_of(slugs, self.house) == then for slugs, then in kept)
+            return [] if fresh else [f"digest of {slug}"]
+        if self.subject in COMPARISONS:
+            compared = self.content["configuration"]
+            now = series.load(self.house).releases.get(compared["release"])
+            same = now is not None and now.digest == compared["digest"]
+            return [] if same else [f"patch set of {compared['release']}"]
         if self.key is None:
             return ["no key"]
         if self.subject == "tests":
@@ -91,10 +102,15 @@ class Evidence:
         """The slugs that it is about."""
         if self.subject in ("tests", "aot"):
             return known
-        named = {slug for row in self.rows for slug in [row.get("slug"), *row.get("slugs", [])]}
+        about = [self.content["configuration"]] if self.subject in COMPARISONS else self.rows
+        named = {slug for each in about for slug in slugs_of(each)}
         longest = sorted(known, key=len, reverse=True)
         stem = next((s for s in longest if self.subject.startswith(s.replace("-", "_"))), None)
         return [slug for slug in known if slug in named | {stem}]
+
+
+def slugs_of(row: dict) -> tuple[str, ...]:
+    return tuple(row.get("slugs") or [row.get("slug")])
 
 
 def load(house: Path = HOUSE, pattern: str = "*.json") -> list[Evidence]:
@@ -110,7 +126,7 @@ def benches(house: Path, slugs: list[str]) -> list[Evidence]:
 def judgements(house: Path) -> Iterator[dict]:
     known = series.load(house).slugs
     for evidence in load(house):
-        if evidence.subject == "launches" or evidence.subject.startswith(("gsm8k", "throughput")):
+        if evidence.subject == "launches":
             continue
         for slug in evidence.slugs(known):
             changed = evidence.changed(slug)

@@ -49,7 +49,7 @@ def main() -> int:
             "caught": verdict.layer is not None,
             "seconds": verdict.seconds,
             "test": verdict.test,
-            "digest": evidence_key.digest(evidence_key.of_slug(fault.slug)),
+            "digest": evidence_key.digest_of([fault.slug]),
         }
         print(
             f"{verdict.layer or 'NOT CAUGHT':10} {verdict.seconds:6.1f} s  "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from patchset import series
 from tests import evidence_key
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -62,11 +63,29 @@ def test_evidence_without_a_key_is_not_taken_for_fresh(house):
     assert "STALE: no key" in judged(house).stdout
 
 
-def test_a_seeded_fault_speaks_of_the_slug_as_it_was(house):
-    row = {"fault": "a fault", "slug": "indexer", "caught": True}
-    digest = evidence_key.digest(evidence_key.of_slug("indexer"))
-    path = house / "evidence/seeded-faults.json"
-    path.write_text(json.dumps([row | {"digest": digest}]))
+@pytest.mark.parametrize(
+    ("subject", "about"),
+    [
+        ("seeded-faults", {"slug": "indexer"}),
+        ("regression-faults", {"slugs": ["layernorm", "indexer"]}),
+    ],
+)
+def test_a_fault_speaks_of_the_slugs_as_they_were(house, subject, about):
+    digest = evidence_key.digest_of(about.get("slugs", ["indexer"]))
+    path = house / f"evidence/{subject}.json"
+    path.write_text(json.dumps([{"fault": "a fault", "digest": digest} | about]))
     assert judged(house).returncode == 0
     append(house, "indexer")
     assert "STALE: digest of indexer" in judged(house).stdout
+
+
+@pytest.mark.parametrize("kind", ["gsm8k", "throughput"])
+def test_a_comparison_of_servers_speaks_of_the_patch_set_as_it_was(house, kind):
+    release = series.load(HOUSE).releases["0.5.10.post1"]
+    about = {"release": release.name, "digest": release.digest, "slugs": ["fp8-kv-write"]}
+    path = house / f"evidence/{kind}.minimax-m2.5.Invented-GPU.json"
+    path.write_text(json.dumps({"verdict": "PASS", "configuration": about}))
+    [row] = [row for row in json.loads(judged(house, "--json").stdout) if row["file"] == path.name]
+    assert (row["slug"], row["fresh"]) == ("fp8-kv-write", True)
+    append(house, "layernorm_kernel")
+    assert "STALE: patch set of 0.5.10.post1" in judged(house).stdout

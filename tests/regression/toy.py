@@ -3,10 +3,13 @@
     toy("minimax-m2").path      a checkpoint with its tokenizer, for sglang
     toy("minimax-m2").data      a folder with train.jsonl and test.jsonl, for ci/gsm8k.py --data
 
-Trained in half a minute on a CPU (this file as a module), kept under build/ by all they depend on.
-A question tells two numbers and whether they are added or subtracted; which number is which is
-told by position alone, so that attention without the right rotation cannot answer. "glm-5" has
-one NSA layer, and its indexer is trained to keep what attention looks at.
+Trained in one or two minutes on a CPU (this file as a module), kept under build/ by all they depend
+on. A question tells two numbers and whether they are added or subtracted; which number is which is
+told by position alone, so that attention without the right rotation cannot answer.
+
+"glm-5" has one NSA layer and prompts longer than index_topk. Its indexer is trained to keep what an
+answer depends on, then words without a meaning, of which there are too many: what is left is
+dropped, and with it whatever does not have its own index key.
 """
 
 import functools
@@ -29,31 +32,25 @@ WORDS = (
     + [f" {word}" for word in NAMES + THINGS]
     + [f" {number}" for number in range(LARGEST + 1)]
 )
+ANSWER = " ####"
+NEEDED = {ANSWER, " gives", " buys", *(f" {number}" for number in range(LARGEST + 1))}
 VOCABULARY = 64
 SIZE = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "max_position_embeddings": 4096}
 TOYS = {
     "minimax-m2": CONFIGS["minimax-m2"] | SIZE,
+    "qwen3-moe": CONFIGS["qwen3-moe"] | SIZE,
     "glm-5": CONFIGS["glm-5-long"] | SIZE | {"qk_nope_head_dim": 32, "v_head_dim": 32},
 }
 SHOTS_IN_TRAINING, BATCH, STEPS, RATE = 6, 10, 700, 4e-3
-# Prompts past index_topk: 4 shots with words without a meaning before each, 2600 tokens. Trained
-# with few of these, and with gaps between positions where the others will be.
-NSA_SHOTS, NSA_FILLER, FILLER_IN_TRAINING = 4, 634, (0, 4, 8)
-QUESTION_TOKENS, INDEXER_STEPS = 14, 100
+# Prompts past index_topk: NSA_SHOTS with words without a meaning before each, 2190 tokens. A few of
+# these stand for all of them in training.
+NSA_SHOTS, FILLER, STAND_INS, INDEXER_STEPS = 4, 530, 4, 150
 KV_SCALES = {"k": 0.11, "v": 0.037}
-# For this share of the steps attention is trained with its scores scaled by that, so that it is as
-# sure over thousands of tokens as it was over a hundred.
-SOFTENED, SOFT_STEPS = 0.5, 0.7
 
 
 @dataclass(frozen=True)
 class Toy:
     path: Path
-
-    @property
-    def long(self) -> Path:
-        """The same questions; NSA_SHOTS of its shots are longer than index_topk."""
-        return self.path / "long"
 
     @property
     def data(self) -> Path:
@@ -118,37 +115,34 @@ def build(name: str, path: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(path)
     as_older_readers_expect(path / "config.json")
     words.save_pretrained(path)
-    write_data(path / "data")
-    if name == "glm-5":
-        write_data(path / "long", NSA_FILLER)
-    else:
+    write_data(path / "data", FILLER if name == "glm-5" else 0)
+    if name == "minimax-m2":
         add_kv_scales(path, **KV_SCALES)
+
+
+def batch(words, numbers: random.Random, filler: int):
+    """BATCH rows of shots, half of these after `filler` words without a meaning."""
+    import torch
+
+    fillers = [numbers.choice((0, filler)) for _ in range(SHOTS_IN_TRAINING)]
+    rows = [text([problem(numbers, each) for each in fillers]) for _ in range(BATCH)]
+    return torch.tensor(words(rows)["input_ids"])
 
 
 def train(model, words, numbers: random.Random, far: bool) -> None:
     import torch
 
-    answer_mark = WORDS.index(" ####")
     optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, STEPS)
-    attentions = [layer.self_attn for layer in model.model.layers]
-    for attention in attentions:
-        attention.scaling *= SOFTENED
     for step in range(STEPS):
-        if step == int(SOFT_STEPS * STEPS):
-            for attention in attentions:
-                attention.scaling /= SOFTENED
-        few = numbers.choice(FILLER_IN_TRAINING) if far else 0
-        fillers = [few] * (SHOTS_IN_TRAINING - 1) + [0]
-        rows = [text([problem(numbers, each) for each in fillers]) for _ in range(BATCH)]
-        tokens = torch.tensor(words(rows)["input_ids"])
-        places = apart(tokens) if far else None
-        logits = model(tokens, position_ids=places, use_cache=False).logits[:, :-1]
+        tokens = batch(words, numbers, STAND_INS if far else 0)
+        seen = far_apart(tokens) if far else {}
+        logits = model(tokens, **seen, use_cache=False).logits[:, :-1]
         after = tokens[:, 1:]
         loss = torch.nn.functional.cross_entropy(
             logits.reshape(-1, VOCABULARY), after.reshape(-1), reduction="none"
         ).view_as(after)
-        counted = tokens[:, :-1] == answer_mark
+        counted = tokens[:, :-1] == WORDS.index(ANSWER)
         ended = torch.nn.functional.pad(counted[:, :-1], (1, 0))  # the number, after which it stops
         loss = loss[counted].mean() + 0.3 * loss[ended].mean() + 0.1 * loss.mean()
         optimiser.zero_grad()
@@ -161,21 +155,35 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
             print(f"step {step}: loss {loss:.3f}, right {right:.3f}", flush=True)
 
 
-def apart(tokens):
-    """Positions [B, S] with gaps where half of the shots have their words without a meaning."""
+def far_apart(tokens):
+    """Positions [B, S] and a mask [B, 1, S, S] with which few fillers stand for many.
+
+    One that moves the positions on by n weighs in attention as n do. An answer comes from no more
+    than what the indexer will rank first and second.
+    """
     import torch
 
-    begins = tokens == WORDS.index("\n\nQuestion:")
-    begins[:, 0] = True
-    gaps = torch.rand(begins.shape) * NSA_FILLER * 1.5 * (torch.rand(begins.shape) < 0.5)
-    inside = torch.nn.functional.pad((begins * gaps).long(), (2, 0))[:, :-2]
-    return torch.arange(tokens.shape[1]) + inside.cumsum(1)
+    filler, needed = kinds(tokens)
+    steps = torch.where(filler, torch.randint(1, 2 * FILLER // STAND_INS, tokens.shape), 1)
+    asked = tokens == WORDS.index(ANSWER)
+    hidden = asked[:, :, None] & ~(needed | filler)[:, None]
+    later = torch.ones(tokens.shape[1], tokens.shape[1]).triu(1).bool()
+    mask = steps.log()[:, None].masked_fill(hidden | later, torch.finfo(torch.float32).min)
+    return {"position_ids": steps.cumsum(1), "attention_mask": mask[:, None]}
+
+
+def kinds(tokens):
+    """Which are fillers, and which of the others an answer depends on."""
+    import torch
+
+    needed = [i for i, word in enumerate(WORDS) if word in NEEDED]
+    return tokens == WORDS.index(" ~"), torch.isin(tokens, torch.tensor(needed))
 
 
 def train_indexer(model, words, numbers: random.Random) -> None:
-    """Teach the indexer to rank a question's own tokens above those of the shots before it.
+    """Teach the indexer to score what an answer depends on with 2, fillers with 1, the rest with 0.
 
-    As a DSA indexer is warmed up: the rest stays as it is, the scores learn where attention looks.
+    The rest of the model stays as it is.
     """
     import torch
 
@@ -191,51 +199,23 @@ def train_indexer(model, words, numbers: random.Random) -> None:
 
     optimiser = torch.optim.AdamW(indexer.parameters(), RATE)
     for step in range(INDEXER_STEPS):
-        shots = [problem(numbers, NSA_FILLER) for _ in range(NSA_SHOTS)]
-        tokens = torch.tensor([words(text([*shots, problem(numbers)]))["input_ids"]])
-        asked = (tokens[0] == WORDS.index(" ####")).nonzero()[:, 0]
+        tokens = batch(words, numbers, STAND_INS)
         with torch.no_grad():
             hidden = layer.input_layernorm(model.model.embed_tokens(tokens))
-            table = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1])[None])
+            table = model.model.rotary_emb(hidden, far_apart(tokens)["position_ids"])
             low_rank = attention.q_a_layernorm(attention.q_a_proj(hidden))
-        q = indexer.wq_b(low_rank).unflatten(-1, (indexer.n_heads, indexer.head_dim))
-        q = rotated(q, table)[0, asked]
-        k = rotated(indexer.k_norm(indexer.wk(hidden))[:, :, None], table)[0, :, 0]
-        heads = torch.einsum("shd,td->sht", q, k).relu() * indexer.softmax_scale
-        scores = torch.einsum("sht,sh->st", heads, indexer.weights_proj(hidden[0, asked]))
-        behind = asked[:, None] - torch.arange(tokens.shape[1])
-        own = (behind >= 0) & (behind < QUESTION_TOKENS)
-        chance = scores.masked_fill(behind < 0, -torch.inf).log_softmax(-1)
-        loss = -chance[own].mean()
+        q = rotated(indexer.wq_b(low_rank).unflatten(-1, (indexer.n_heads, -1)), table)
+        k = rotated(indexer.k_norm(indexer.wk(hidden))[:, :, None], table)[:, :, 0]
+        heads = torch.einsum("bshd,btd->bsht", q, k).relu() * indexer.softmax_scale
+        scores = torch.einsum("bsht,bsh->bst", heads, indexer.weights_proj(hidden))
+        filler, needed = kinds(tokens)
+        off = scores - (filler + 2.0 * needed)[:, None]
+        loss = off.tril()[tokens == WORDS.index(ANSWER)].square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if step % 25 == 0 or step == INDEXER_STEPS - 1:
-            lowest = scores.masked_fill(~own, torch.inf).amin(-1, keepdim=True)
-            ranks = ((scores > lowest) & (behind >= 0)).sum(-1)
-            print(f"indexer {step}: loss {loss:.2f}, lowest rank {ranks.max()}", flush=True)
-
-
-def right(path: Path, shots: int, questions: int, data: str = "data") -> float:
-    """The share of test questions that transformers answers with the checkpoint."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    )
-    words = AutoTokenizer.from_pretrained(path)
-    train, test = (
-        [json.loads(line) for line in (path / data / f"{split}.jsonl").read_text().splitlines()]
-        for split in ("train", "test")
-    )
-    found = 0
-    for asked in test[:questions]:
-        tokens = torch.tensor([words(text([*train[:shots], asked]))["input_ids"]])
-        with torch.no_grad():
-            said = model(tokens[:, :-1], use_cache=False).logits[0, -1].argmax()
-        found += int(said == tokens[0, -1])
-    return found / questions
+            print(f"indexer {step}: loss {loss:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def _group(item) -> str:
         return " ".join(sorted(map(str, item.callspec.params.values())))
     if layer == "image":
         return layer  # a laid-out image is made once for each worker
-    if layer == "regression":
-        return item.path.stem  # servers are started once for each worker
+    if layer in ("bench", "regression"):
+        return item.path.stem  # calls are noted, and servers started, once for each worker
     return item.nodeid
 
 

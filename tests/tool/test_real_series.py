@@ -90,6 +90,7 @@ def record_holds(tree, files):
     return {p for p in files if p.startswith(LAID)} <= paths and not files.keys() & {*wrong}
 
 
+@pytest.mark.slow
 def test_slugs_go_on_in_any_order_with_one_result(covered, house, wheel, seed):
     results = []
     for _ in range(3):
@@ -103,6 +104,7 @@ def test_slugs_go_on_in_any_order_with_one_result(covered, house, wheel, seed):
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.slow
 def test_git_takes_each_patch_and_every_exported_subset(covered, house, wheel):
     before = content(wheel)
     for slug in covered.patches:
@@ -145,6 +147,7 @@ def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(covered, hous
         assert (shown["release"], shown["status"]) == (covered.name, "pristine")
 
 
+@pytest.mark.slow
 def test_pip_uninstalls_a_patched_wheel_without_a_trace(covered, house, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")

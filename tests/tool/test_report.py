@@ -15,6 +15,7 @@ from tests import evidence_key
 pytest.importorskip("matplotlib", reason="ci/requirements-tools.txt is not installed")
 pytest.importorskip("jinja2", reason="ci/requirements-tools.txt is not installed")
 
+pytestmark = pytest.mark.slow
 HOUSE = Path(__file__).resolve().parents[2]
 TOKENS = (1, 64, 1024, 8192)
 FLAGS = (
@@ -110,7 +111,6 @@ def row_of(text, release, slug):
     return next(row for row in rows if f">{release}</td>" in row and f"<strong>{slug}<" in row)
 
 
-@pytest.mark.slow
 def test_the_page_is_the_same_for_the_same_evidence_and_needs_nothing_else(house, text, tmp_path):
     assert made(house, tmp_path) == text
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
@@ -131,7 +131,6 @@ def test_what_was_not_run_is_not_claimed(text):
     assert row_of(text, "0.5.10.post1", "indexer").count("not run") == 2
 
 
-@pytest.mark.slow
 def test_a_case_that_upstream_refuses_is_told_as_that(house, tmp_path):
     other = tmp_path / "house"
     shutil.copytree(house, other)
@@ -150,7 +149,6 @@ def test_the_estimate_is_marked_and_follows_the_bytes(text):
     assert estimates == [f"{floor * 4.0 / peak:.2f}" for peak in (5.3, 8.0)]
 
 
-@pytest.mark.slow
 def test_evidence_goes_stale_with_its_kernel_and_is_marked(house, tmp_path):
     other = tmp_path / "house"
     shutil.copytree(house, other)
@@ -206,7 +204,6 @@ def rendered_at(page, size):
     )
 
 
-@pytest.mark.slow
 def test_a_click_on_a_heading_sorts_and_another_turns_it_round(page):
     slugs = shown(page, 1)
     heading = page.find_elements("css selector", "#matrix-table th button")[1]
@@ -220,7 +217,6 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(page):
     assert shown(page, 1)[0] in ("layernorm", "indexer", "nsa-fp8-kv")
 
 
-@pytest.mark.slow
 def test_words_and_choices_filter(page):
     everything = len(shown(page, 0))
     words = page.find_element("css selector", "#matrix input[type=search]")
@@ -237,7 +233,6 @@ def test_words_and_choices_filter(page):
     assert count == f"{len(shown(page, 0))} of {everything}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_it_fits_the_screen_and_the_browser_complains_of_nothing(page, size, tmp_path):
     rendered_at(page, size)

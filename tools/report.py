@@ -53,6 +53,7 @@ def page(house: Path) -> str:
         tilelang=tilelang(house),
         runs=runs(house, patches),
         faults=faults(house, patches),
+        served=served(house),
         files=judged,
         stale=sum(not each["fresh"] for each in judged),
         hbm=HBM,
@@ -264,7 +265,7 @@ def runs_of(house: Path, kind: str, releases) -> list[dict]:
                 "verdict": verdict,
                 "message": kept.content.get("message", ""),
                 "kind": {"PASS": "good", "REGRESSION": "bad"}.get(verdict, "unsure"),
-                "stale": setting.get("digest") != release.digest,
+                "stale": any(kept.changed(slug) for slug in setting.get("slugs", [])),
             }
         )
     return found
@@ -281,6 +282,15 @@ def faults(house: Path, patches: series.PatchSet) -> list[dict]:
                 stale = bool(kept.changed(slug))
                 found.append({"slug": slug, "caught": caught, "stale": stale, "rows": rows})
     return found
+
+
+def served(house: Path) -> list[dict]:
+    """What the comparison of real servers says of faults, and of patches that have none."""
+    return [
+        row | {"stale": any(kept.changed(slug) for slug in row["slugs"])}
+        for kept in evidence.load(house, "regression-faults.json")
+        for row in kept.rows
+    ]
 
 
 def main() -> int:

@@ -88,6 +88,20 @@ def house(tmp_path_factory):
         },
     }
     (house / "evidence/gsm8k.gpt-oss-120b.Invented-GPU.json").write_text(json.dumps(result))
+    missed = {
+        "model": "glm-5",
+        "fault": "a fault that nobody found",
+        "slugs": ["indexer"],
+        "release": release.name,
+        "arch": "gfx942",
+        "questions": 24,
+        "pristine": 1.0,
+        "patched": 0.96,
+        "verdict": "INCONCLUSIVE",
+        "expected": "REGRESSION",
+        "digest": evidence_key.digest_of(["indexer"]),
+    }
+    (house / "evidence/regression-faults.json").write_text(json.dumps([missed]))
     return house
 
 
@@ -129,6 +143,13 @@ def test_every_slug_of_every_release_has_a_row(text):
 def test_what_was_not_run_is_not_claimed(text):
     assert "PASS" in row_of(text, "0.5.10.post1", "rope-kv-store")
     assert row_of(text, "0.5.10.post1", "indexer").count("not run") == 2
+
+
+def test_a_fault_that_real_servers_did_not_show_is_marked(text):
+    rows = re.findall(r"<tr>.*?</tr>", text.partition("two real servers")[2], re.S)
+    row = next(row for row in rows if "a fault that nobody found" in row)
+    assert '<span class="badge bad">INCONCLUSIVE' in row
+    assert "stale" not in row
 
 
 def test_a_case_that_upstream_refuses_is_told_as_that(house, tmp_path):

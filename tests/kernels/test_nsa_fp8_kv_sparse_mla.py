@@ -51,7 +51,7 @@ def check(q, kv, indices, sm_scale, d_v, kv_scale=1.0):
 
 @pytest.mark.parametrize(
     ("tokens", "heads"),
-    [(1, 1), (1, 16), (3, 8), (16, 64), (67, 24), (67, 128), (270, 16), (270, 64)],
+    [(1, 1), (1, 16), (3, 8), (16, 64), (67, 24), (67, 40), (67, 128), (270, 16), (270, 64)],
 )
 def test_attention_is_the_references_at_any_batch_and_heads(device, platform, tokens, heads):
     for dtype in (platform.fp8_dtype, torch.bfloat16):

@@ -19,6 +19,8 @@ Two choices are on the strict side, so that a careless kernel fails here and not
     leaves them undefined.
 """
 
+import dataclasses
+
 import numpy as np
 import torch
 import triton.language as tl
@@ -31,6 +33,7 @@ TensorHandle = interpreter.TensorHandle
 RTNE = interpreter._ir.ROUNDING_MODE.RTNE
 RTZ = interpreter._ir.ROUNDING_MODE.RTZ
 _implicit_cvt = interpreter._implicit_cvt
+_get_np_dtype = interpreter._get_np_dtype
 _patch_lang = interpreter._patch_lang
 
 # The modules whose functions the interpreter replaces, and those that it has in the running launch.
@@ -276,6 +279,19 @@ class Scan(interpreter.ScanOps):
         return super().apply_impl(input)
 
 
+_np_dtypes: dict[str, np.dtype] = {}
+
+
+def _np_dtype(dtype) -> np.dtype:
+    """As the interpreter's own, which builds a table of all types for each answer."""
+    scalar = dtype.scalar
+    if isinstance(scalar, tl.pointer_type):
+        return _get_np_dtype(scalar)
+    if scalar.name not in _np_dtypes:
+        _np_dtypes[scalar.name] = _get_np_dtype(scalar)
+    return _np_dtypes[scalar.name]
+
+
 def _argument(arg):
     if isinstance(arg, float):
         return tl.tensor(TensorHandle(np.array([arg], dtype=np.float32), tl.float32), tl.float32)
@@ -284,9 +300,13 @@ def _argument(arg):
 
 def install() -> None:
     """Correct the interpreter of this process; a second call changes nothing."""
-    interpreter.interpreter_builder.__class__ = Builder
+    builder = interpreter.interpreter_builder
+    builder.__class__ = Builder
+    # Its checks of 32-bit arithmetic are made of more operations, and dropped outside debug mode.
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     interpreter.ReduceOps = Reduce
     interpreter.ScanOps = Scan
     interpreter.GridExecutor = Launch
     interpreter._implicit_cvt = _argument
+    interpreter._get_np_dtype = _np_dtype
     interpreter._patch_lang = _replace_once

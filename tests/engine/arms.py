@@ -14,12 +14,11 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-from tests.engine.kept import locked
+from tests.engine.kept import locked, versions
 from tests.platform.arm import Arm
 from tests.platform.trees import BUILD, ROOT, packages, patched_tree, pristine_tree, slugs
 
@@ -61,7 +60,7 @@ def digest_of_harness() -> str:
     folders = (ROOT / "tests" / "platform", ROOT / "tests" / "engine" / "scenarios")
     sources = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     sources = [path for path in sources if "__pycache__" not in path.parts]
-    return digest_of(sources, ROOT) + torch.__version__ + sys.version
+    return digest_of(sources, ROOT) + versions()
 
 
 def result(

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -11,6 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = (ROOT / "build" / "checkpoints").resolve()
+DECISIVE = ("torch", "triton", "transformers", "numpy", "tilelang")
+
+
+@functools.cache
+def versions() -> str:
+    """Of Python and of the packages that a result depends on."""
+    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    return " ".join([sys.version, *(f"{name} {found.get(name)}" for name in DECISIVE)])
 
 
 @contextlib.contextmanager
@@ -23,12 +33,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def checkpoint(kept_as: str, module: str, name: str, recipe: object) -> Path:
-    """What ``python -m MODULE NAME FOLDER`` writes, kept by the module's text and `recipe`.
+    """What ``python -m MODULE NAME FOLDER`` writes, kept by the module's text, recipe and versions.
 
     Raises RuntimeError with what the process said where it fails.
     """
     source = (ROOT / module.replace(".", "/")).with_suffix(".py")
-    told = json.dumps(recipe).encode() + source.read_bytes()
+    told = json.dumps(recipe).encode() + source.read_bytes() + versions().encode()
     path = CHECKPOINTS / f"{kept_as}-{hashlib.sha256(told).hexdigest()[:12]}"
     with locked(CHECKPOINTS / f"{kept_as}.lock"):
         if not path.exists():

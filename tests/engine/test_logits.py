@@ -67,6 +67,18 @@ def test_patched_logits_are_transformers_and_no_farther_from_it_than_upstreams(c
             assert (theirs > 2 * bound).any(), f"upstream is right after all; {where}"
 
 
+def test_patched_decode_of_a_whole_window_is_transformers(case, platform):
+    """Where upstream's window lacks a key nothing else holds a patched decode to the truth."""
+    if not case.unmended_fault:
+        pytest.skip("upstream's window is right")
+    bound = LOGITS_FROM_TRANSFORMERS[case.kv]
+    whole = case.result("patched", platform, wider_in_decode=1)["logits"]
+    for forward, ours in enumerate(whole):
+        truth = oracle(checkpoint(case.checkpoint), forward)
+        found = distance(ours[:, : truth.shape[1]], truth)
+        assert (found <= bound).all(), f"forward {forward}: patched {found.tolist()}"
+
+
 def test_every_slug_is_active_and_declines_nothing(case, platform):
     found = case.result("patched", platform)["slugs"]
     active = {"state": "active", "declined": []}

@@ -10,8 +10,9 @@ from tests.tolerances import LOGITS_FROM_TRANSFORMERS
 pytestmark = pytest.mark.slow
 
 
-def test_gpt_oss_decodes_with_one_key_fewer_than_its_window_holds(platform, runs_here):
-    case = CASES["gpt-oss-bf16"]
+@pytest.mark.parametrize("name", ["gpt-oss-bf16", "0.5.9-gpt-oss-bf16"], ids=["aiter", "triton"])
+def test_gpt_oss_decodes_with_one_key_fewer_than_its_window_holds(name, platform, runs_here):
+    case = CASES[name]
     runs_here(case.archs, case.release)
     model, bound = checkpoint(case.checkpoint), LOGITS_FROM_TRANSFORMERS[case.kv]
     published = case.result("pristine", platform)["logits"]

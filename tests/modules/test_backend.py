@@ -6,6 +6,8 @@ import torch
 from tests.modules.test_pools import assert_cache
 from tests.tolerances import assert_bitwise
 
+SLUG = "fp8-kv-write"
+
 SCENARIO = "tests.modules.backend:extend_then_decode"
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 
@@ -67,10 +69,10 @@ def test_decode_stores_what_prefill_would(arms, platform, batch, scales):
 
 
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])
-def test_switched_off_backend_is_upstreams(arms, batch, cache):
+def test_switched_off_backend_is_upstreams(arms, off, batch, cache):
     given = batch | {"cache": cache, "k_scale": 0.7, "v_scale": 0.3}
     expected = arms.pristine.run(SCENARIO, **given)
-    result = arms.off.run(SCENARIO, **given)
+    result = off.run(SCENARIO, **given)
     for name, value in expected.outputs.items():
         assert_bitwise(result.outputs[name], value, name)
     assert result.launches == expected.launches

@@ -125,9 +125,7 @@ def test_head_gates_are_two_launches(arms):
     assert arms.pristine.run("tests.modules.indexer:head_gates", **given).launches > 2
 
 
-@pytest.mark.parametrize("switch", ["SGLANG_ROCM_PATCHES", "SGLANG_ROCM_PATCH_INDEXER"])
-def test_switched_off_the_indexer_is_upstreams(arms, switch):
-    off = arms.patched_with(**{switch: "0"})
+def test_switched_off_the_indexer_is_upstreams(arms, off):
     store = {"key": keys(), "slots": slots()}
     gates = {"x": torch.randn(TOKENS, 256).bfloat16(), "q_scale": torch.rand(TOKENS, 32, 1)}
     for scenario, given in (("store", store), ("head_gates", gates)):

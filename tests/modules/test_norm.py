@@ -5,6 +5,8 @@ import torch
 
 from tests.tolerances import assert_bitwise, assert_close
 
+SLUG = "layernorm"
+
 SHAPES = [(7, 128), (2, 3, 64), (0, 128), (1, 1023)]
 OPTIONS = [{}, {"affine": False}, {"use_bias": False}]
 
@@ -41,10 +43,10 @@ def test_layernorm_is_layernorm(either_arm, shape, weight_dtype, options):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_switched_off_layernorm_is_upstreams(arms, shape, weight_dtype):
+def test_switched_off_layernorm_is_upstreams(arms, off, shape, weight_dtype):
     given = inputs(shape, torch.bfloat16, weight_dtype)
     expected = arms.pristine.run("tests.modules.norm:layernorm", **given)
-    result = arms.off.run("tests.modules.norm:layernorm", **given)
+    result = off.run("tests.modules.norm:layernorm", **given)
     assert_bitwise(result.outputs["y"], expected.outputs["y"])
     assert result.launches == expected.launches
 

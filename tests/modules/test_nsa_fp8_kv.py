@@ -119,14 +119,14 @@ def test_rope_without_scaling_is_rotated_once_whoever_does_it(arms, platform, la
 @caches
 @pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
 @pytest.mark.parametrize("backend", ["tilelang", "aiter"])
-def test_switched_off_is_upstreams(arms, layer, cache, mode, backend):
+def test_switched_off_is_upstreams(arms, off, layer, cache, mode, backend):
     given = layer | {"cache": cache, "mode": mode, "prefill": backend, "decode": backend}
     if (arms.release, backend, cache) == ("0.5.9", "tilelang", "fp8"):
-        for arm in (arms.pristine, arms.off):
+        for arm in (arms.pristine, off):
             with pytest.raises(Exception, match=UPSTREAM_TAKES_BF16):
                 arm.run(FORWARD, **given)
         return
-    expected, found = arms.pristine.run(FORWARD, **given), arms.off.run(FORWARD, **given)
+    expected, found = arms.pristine.run(FORWARD, **given), off.run(FORWARD, **given)
     for name in ("rows", "q", "output"):
         assert_bitwise(found.outputs[name], expected.outputs[name], name)
     assert found.outputs["launches"] == expected.outputs["launches"]

@@ -96,20 +96,21 @@ def test_index_rows_hold_values_then_scale(either_arm, platform, slots):
 
 
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])
-def test_switched_off_pools_are_upstreams(arms, slots, cache):
-    k, v = torch.randn(2, TOKENS, 2, 64).bfloat16()
-    latent = {"k_nope": torch.randn(TOKENS, 1, 512).bfloat16()}
-    latent["k_rope"] = torch.randn(TOKENS, 1, 64).bfloat16()
-    dense = {"k": k, "v": v, "k_scale": 0.5, "v_scale": 0.25}
-    for scenario, given in [
-        ("store", dense | {"kind": "mha"}),
-        ("store", dense | {"kind": "swa"}),
-        ("store_latent", latent | {"nsa": False}),
-        ("store_latent", latent | {"nsa": True}),
-    ]:
-        given = given | {"cache": cache, "slots": slots}
-        expected = arms.pristine.run(f"tests.modules.pools:{scenario}", **given)
-        result = arms.off.run(f"tests.modules.pools:{scenario}", **given)
-        for name, value in expected.outputs.items():
-            assert_bitwise(result.outputs[name], value, name)
-        assert result.launches == expected.launches
+@pytest.mark.parametrize("slug", ["fp8-kv-write", "nsa-fp8-kv"])
+def test_switched_off_pools_are_upstreams(arms, slots, cache, slug):
+    if slug == "fp8-kv-write":
+        k, v = torch.randn(2, TOKENS, 2, 64).bfloat16()
+        scenario, kinds = "store", [{"kind": "mha"}, {"kind": "swa"}]
+        given = {"k": k, "v": v, "k_scale": 0.5, "v_scale": 0.25}
+    else:
+        scenario, kinds = "store_latent", [{"nsa": False}, {"nsa": True}]
+        given = {name: torch.randn(TOKENS, 1, n) for name, n in (("k_nope", 512), ("k_rope", 64))}
+        given = {name: x.bfloat16() for name, x in given.items()}
+    for kind in kinds:
+        each = given | kind | {"cache": cache, "slots": slots}
+        expected = arms.pristine.run(f"tests.modules.pools:{scenario}", **each)
+        for off in (arms.off, arms.without(slug)):
+            result = off.run(f"tests.modules.pools:{scenario}", **each)
+            for name, value in expected.outputs.items():
+                assert_bitwise(result.outputs[name], value, name)
+            assert result.launches == expected.launches

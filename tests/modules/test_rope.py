@@ -7,6 +7,8 @@ from tests.modules.pools import SLOTS
 from tests.modules.test_pools import assert_cache
 from tests.tolerances import assert_bitwise, assert_close
 
+SLUG = "rope-kv-store"
+
 TOKENS, HEADS, KV_HEADS = 6, 8, 2
 # Upstream's fused kernel rounds each product to bf16; the patched one rounds once.
 UPSTREAM = "rel<=1e-2 vs fp64"
@@ -110,13 +112,14 @@ def test_the_fused_store_saturates(arms, platform, scales):
 
 
 @pytest.mark.parametrize(("kind", "cache", "neox", "scales"), FUSED[::3])
-def test_switched_off_rope_is_upstreams(arms, kind, cache, neox, scales):
+def test_switched_off_rope_is_upstreams(arms, off, kind, cache, neox, scales):
     given = fused_inputs(kind, cache, neox, scales)
     expected = arms.pristine.run("tests.modules.rope:rotate_and_store", **given)
-    result = arms.off.run("tests.modules.rope:rotate_and_store", **given)
+    result = off.run("tests.modules.rope:rotate_and_store", **given)
     for name in ("q", "k", "k_cache", "v_cache"):
         assert_bitwise(result.outputs[name], expected.outputs[name], name)
-    assert result.launches == expected.launches
+    if off is arms.off:  # alone, it leaves 0.5.9's store to fp8-kv-write
+        assert result.launches == expected.launches
 
 
 def test_rope_and_its_store_are_one_launch(arms):

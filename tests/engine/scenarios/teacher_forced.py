@@ -125,11 +125,13 @@ def set_scales(runner, scales: dict[str, float]) -> None:
 
 
 def widen(runner, keys: int) -> None:
+    """Layers say how long their window is; the triton backend has a copy of its own."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
-    for module in runner.model.modules():
-        if isinstance(module, RadixAttention) and (module.sliding_window_size or -1) > -1:
-            module.sliding_window_size += keys
+    layers = [each for each in runner.model.modules() if isinstance(each, RadixAttention)]
+    for each in (*layers, runner.attn_backend):
+        if (getattr(each, "sliding_window_size", None) or -1) > -1:
+            each.sliding_window_size += keys
 
 
 def request(index: int, prompt: list[int]):

@@ -112,6 +112,26 @@ def _group(item) -> str:
     return item.nodeid
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and (told := compared(item)):
+        report.sections.append(("compared", told))
+    return report
+
+
+def compared(item) -> str | None:
+    """For the report of a failure: its layer, the slugs that it is about, the arms that ran."""
+    layer = item.path.parent.name
+    if layer not in ("kernels", "modules", "engine"):
+        return None
+    given = getattr(item, "funcargs", {})
+    name = item.path.stem.removeprefix("test_").replace("_", "-")
+    slugs = getattr(given.get("case"), "slugs", None) or [getattr(item.module, "SLUG", name)]
+    arms = dict.fromkeys(getattr(given.get("arms"), "used", ()))
+    return f"layer {layer}, {', '.join(slugs)}" + (f"; arms: {', '.join(arms)}" if arms else "")
+
+
 @pytest.fixture
 def seed(request) -> int:
     test = request.node.nodeid.partition("@")[0]  # behind it xdist puts the group

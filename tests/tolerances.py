@@ -84,6 +84,20 @@ def assert_close(actual, reference, numerics: str, reduction: int = 1, name: str
     _report((wrong & ~special) | wrong_special, actual, reference, worst, name, numerics)
 
 
+def assert_near(actual, reference, bound: float, name: str = "result"):
+    """L2 of the difference, relative to the fp64 truth's; for sums of values that were rounded."""
+    _same_shape(actual, reference, name)
+    error = actual.double() - reference
+    found = (error.norm() / reference.norm()).item()
+    if not found <= bound:
+        flat = error.abs().nan_to_num(torch.inf).flatten().argmax()
+        index = tuple(each.item() for each in torch.unravel_index(flat, error.shape))
+        raise AssertionError(
+            f"{name}: {found:.3g} away from the truth, at most {bound} allowed; the farthest at "
+            f"{list(index)}: {actual[index].item()!r}, expected {reference[index].item()!r}"
+        )
+
+
 def assert_bitwise(actual, expected, name: str = "result"):
     _same_shape(actual, expected, name)
     if actual.dtype != expected.dtype:
@@ -123,6 +137,8 @@ def _report(wrong, actual, expected, worst, name, numerics):
     raise AssertionError(message)
 
 
+# Attention of one layer over a cache of that format, against fp64 over the values that were given.
+ATTENTION = {"bf16": 0.01, "fp8": 0.1}
 # Logits of a whole model, by the format of its KV cache: how far a request's row may lie from
 # another arm's, and from transformers' in fp32 with an unquantised cache; L2, relative to the row.
 LOGITS_BETWEEN_ARMS = {"bf16": 0.02, "fp8": 0.06}

@@ -24,7 +24,11 @@ def parting(case: Case, platform, arms: tuple[str, str], bound: float) -> str:
                 return f"forward {forward}, {module}: {arms[0]} alone has an output of this shape"
             x, y = a[module].float(), b[module].float()
             if (x - y).norm() > bound * y.norm() or not torch.equal(x.isnan(), y.isnan()):
-                index = tuple((x != y).nonzero()[0].tolist())
+                # The first that is farther off than its row may be, or that differs at all.
+                excess = (x - y).abs() > bound * y.abs().amax(-1, keepdim=True)
+                excess |= x.isnan() != y.isnan()
+                places = excess.nonzero() if excess.any() else (x != y).nonzero()
+                index = tuple(places[0].tolist())
                 return (
                     f"forward {forward}, {module}, first at {list(index)}: "
                     f"{arms[0]} {x[index].item()!r}, {arms[1]} {y[index].item()!r}"

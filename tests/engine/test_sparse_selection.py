@@ -64,7 +64,11 @@ def test_patched_selects_what_upstream_selects(results, wanted):
             shared(pristine, oracles),
             shared(patched, oracles),
         )
-        where = f"forward {forward}: with upstream {common}, with transformers {ours} and {theirs}"
+        apart = sorted(patched ^ pristine)[:8]
+        where = (
+            f"forward {forward}: with upstream {common}, with transformers {ours} and {theirs}; "
+            f"the first positions that one of patched and pristine has alone: {apart}"
+        )
         assert common >= SELECTED_BETWEEN_ARMS, where
         assert ours >= SELECTED_FROM_TRANSFORMERS, where
         assert ours >= theirs - (1 - SELECTED_BETWEEN_ARMS), where

@@ -3,4 +3,5 @@
 python3 -m tests.faults                 all of them, into evidence/seeded-faults.json
 python3 -m tests.faults NAME...         these; the other rows stay as they are
 python3 -m tests.faults --slug S        those of one slug
+python3 -m tests.faults --platform cuda those in programs that run on a GPU alone
 """

@@ -22,6 +22,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--slug")
+    parser.add_argument("--platform", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--layer", choices=LAYERS, action="append", help="default: all of them")
     given = parser.parse_args()
     if unknown := set(given.names) - {fault.name for fault in FAULTS}:
@@ -29,7 +30,9 @@ def main() -> int:
     chosen = [
         fault
         for fault in FAULTS
-        if (not given.names or fault.name in given.names) and given.slug in (None, fault.slug)
+        if (not given.names or fault.name in given.names)
+        and given.slug in (None, fault.slug)
+        and given.platform == fault.platform
     ]
     kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
     rows = {row["fault"]: row for row in kept}
@@ -44,6 +47,7 @@ def main() -> int:
         rows[fault.name] = {
             "fault": fault.name,
             "slug": fault.slug,
+            "platform": fault.platform,
             "arch": fault.arch,
             "layer": verdict.layer,
             "caught": verdict.layer is not None,
@@ -60,7 +64,7 @@ def main() -> int:
             kept = [rows[fault.name] for fault in FAULTS if fault.name in rows]
             EVIDENCE.write_text(json.dumps(kept, indent=1) + "\n")
     caught = [rows[fault.name] for fault in chosen if rows[fault.name]["caught"]]
-    control = fails_without_a_fault([(row["arch"], row["test"]) for row in caught])
+    control = fails_without_a_fault([(r["platform"], r["arch"], r["test"]) for r in caught])
     if control is not None:
         print(f"{control} fails without any fault: what it caught is not shown")
         return 1

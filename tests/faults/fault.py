@@ -21,6 +21,13 @@ class Fault:
     new: str
     arch: str = "gfx942"
     release: str = "0.5.10.post1"
+    platform: str = "cpu"  # or "cuda", for what is stood in for on a CPU
+    tests: str | None = None  # the file that has to catch it, where not the cheapest layer
+
+    @property
+    def text(self) -> str:
+        """What decides, beside the slug's own files, whether a verdict still stands."""
+        return "\n".join((self.path, self.old, self.new, self.arch, self.release, self.platform))
 
     @property
     def file(self) -> str:

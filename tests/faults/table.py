@@ -805,6 +805,88 @@ OLDER_FAULTS = [
         **OLDER,
     ),
 ]
+# TileLang's programs run on a GPU alone.
+ON_A_GPU = {"arch": "gfx950", "platform": "cuda"}
+PROGRAM_FAULTS = [
+    Fault(
+        "a missing key counts as one of zeros",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "slot_of[tile * keys + i] >= 0,",
+        "slot_of[tile * keys + i] >= -1,",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "parts of attention weigh the same, whatever their sums",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_combine.py",
+        "weight[s] = T.exp2(weight[s] - top[0])",
+        "weight[s] = T.exp2(top[0] - top[0])",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "columns of the result stay in the order of the LDS",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "out_shared[h, place(d)]",
+        "out_shared[h, d]",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "what was added up is not shrunk when the maximum grows",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "acc[d, h] *= shrink[h]",
+        "acc[d, h] *= T.float32(1.0)",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "scores are those of the rotary columns alone",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "T.gemm(kv_tail, q_tail, scores, transpose_B=True, policy=policy)",
+        "T.gemm(kv_tail, q_tail, scores, transpose_B=True, clear_accum=True, policy=policy)",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "the last tile of keys is left out",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "for tile in T.serial(rows // keys):",
+        "for tile in T.serial(rows // keys - 1):",
+        **ON_A_GPU,
+    ),
+]
+# What the files of tests that others seldom reach have to catch by themselves.
+WHOLE_MODEL_FAULTS = [
+    Fault(
+        "a graph is captured with the slots of its capture",
+        "fp8-kv-write",
+        "fp8_kv_write_kernel.py",
+        "    n = min(k.shape[0], slots.shape[0])\n",
+        "    slots = torch.tensor(slots.tolist(), device=slots.device)\n"
+        "    n = min(k.shape[0], slots.shape[0])\n",
+        "gfx950",
+        tests="tests/engine/test_graph.py",
+    ),
+    Fault(
+        "a server reads a cached prefix without its scales",
+        "fp8-kv-write",
+        BACKEND,
+        "                    *rocm_fp8_kv_write.float_scales(layer, k_descale),\n",
+        "                    1.0,\n                    1.0,\n",
+        "gfx950",
+        tests="tests/engine/test_engine.py",
+    ),
+    Fault(
+        "head gates of a long context lack the scales of q",
+        "indexer",
+        "indexer_gate_kernel.py",
+        "gate * head_scale * q_scale * softmax_scale",
+        "gate * head_scale * softmax_scale",
+        tests="tests/engine/test_sparse_selection.py",
+    ),
+]
 FAULTS = [
     *LAYERNORM_FAULTS,
     *INDEXER_FAULTS,
@@ -812,4 +894,6 @@ FAULTS = [
     *ROPE_FAULTS,
     *WRITE_FAULTS,
     *OLDER_FAULTS,
+    *PROGRAM_FAULTS,
+    *WHOLE_MODEL_FAULTS,
 ]

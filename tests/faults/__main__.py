@@ -53,6 +53,7 @@ def main() -> int:
             "caught": verdict.layer is not None,
             "seconds": verdict.seconds,
             "test": verdict.test,
+            "change": fault.change,
             "digest": evidence_key.digest_of([fault.slug]),
         }
         print(

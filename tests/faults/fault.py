@@ -1,6 +1,7 @@
 """A fault, and a copy of the project that has it."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -25,9 +26,10 @@ class Fault:
     tests: str | None = None  # the file that has to catch it, where not the cheapest layer
 
     @property
-    def text(self) -> str:
-        """What decides, beside the slug's own files, whether a verdict still stands."""
-        return "\n".join((self.path, self.old, self.new, self.arch, self.release, self.platform))
+    def change(self) -> str:
+        """A short name for what is put in where: a verdict is of that change alone."""
+        said = (self.file, self.old, self.new, self.arch, self.release, self.platform)
+        return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
     @property
     def file(self) -> str:

@@ -342,7 +342,7 @@ def test_experts_are_weighted_mlps(op, randn):
     x, w1, w2 = randn(5, 16), randn(4, 24, 16), randn(4, 16, 12)
     weights, chosen = (
         torch.rand(5, 2, device=x.device),
-        torch.randint(0, 4, (5, 2), device=x.device),
+        torch.randint(0, 4, (5, 2), device=x.device, dtype=torch.int32),
     )
     found = op("aiter.fused_moe.fused_moe")(x, w1, w2, weights, chosen)
     for token in range(5):

@@ -8,6 +8,7 @@ ignored would let a wrong call pass.
 
 import dataclasses
 import importlib
+import itertools
 
 import torch
 
@@ -72,6 +73,44 @@ def need(condition: bool, message: str) -> None:
     """Refuse what a reference does not implement."""
     if not condition:
         raise NotEmulatedError(message)
+
+
+def need_dtype(name: str, allowed, **arguments: torch.Tensor) -> None:
+    """Each argument of the allowed type, or of one of them."""
+    allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+    expected = " or ".join(map(str, allowed))
+    for argument, x in arguments.items():
+        need(x.dtype in allowed, f"{name}: {argument} of {x.dtype}, expected {expected}")
+
+
+def need_shape(name: str, shape, **arguments: torch.Tensor) -> None:
+    for argument, x in arguments.items():
+        found = tuple(x.shape)
+        need(found == tuple(shape), f"{name}: {argument} of {found}, expected {tuple(shape)}")
+
+
+def need_inside(name: str, size: int, **arguments: torch.Tensor) -> None:
+    """Indices that a kernel may follow: it checks none, and torch takes -1 for the last."""
+    for argument, indices in arguments.items():
+        outside = (indices < 0) | (indices >= size)
+        if bool(outside.any()):
+            stray = int(indices[outside][0])
+            raise NotEmulatedError(f"{name}: {argument} has {stray}, expected 0 to {size - 1}")
+
+
+def need_scales(name: str, **scales) -> None:
+    """fp32 scales of one value each, where there is one: compiled kernels read a float."""
+    for argument, scale in scales.items():
+        if scale is not None:
+            need_dtype(name, torch.float32, **{argument: scale})
+            need(scale.numel() == 1, f"{name}: {argument} of {scale.numel()} values, expected 1")
+
+
+def need_longest(name: str, starts: list[int], **longest: int) -> None:
+    """No sequence of these starts and end is longer than what the grid is made for."""
+    [(argument, given)] = longest.items()
+    found = max((end - start for start, end in itertools.pairwise(starts)), default=0)
+    need(found <= given, f"{name}: {argument} of {given}, expected at least {found}")
 
 
 def ck_cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

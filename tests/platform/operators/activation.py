@@ -2,13 +2,16 @@
 
 import torch
 
-from . import need, operator
+from . import need, need_dtype, need_shape, operator
 
 
 @operator("sgl_kernel.silu_and_mul")
 def silu_and_mul(input, out=None):
     gate, up = input.float().chunk(2, -1)
     result = (torch.nn.functional.silu(gate) * up).to(input.dtype)
+    if out is not None:
+        need_dtype("silu_and_mul", input.dtype, out=out)
+        need_shape("silu_and_mul", result.shape, out=out)
     return result if out is None else out.copy_(result)
 
 

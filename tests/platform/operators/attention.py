@@ -2,7 +2,17 @@
 
 import torch
 
-from . import chip, need, operator, unclamped
+from . import (
+    chip,
+    need,
+    need_dtype,
+    need_inside,
+    need_longest,
+    need_scales,
+    need_shape,
+    operator,
+    unclamped,
+)
 
 
 def visible(queries: int, keys: int, causal: bool, left: int, device) -> torch.Tensor:
@@ -28,7 +38,9 @@ def softmax_attention(q, k, v, scale, mask, sink=None, softcap=0.0):
     if sink is not None:
         extra = sink.float().view(-1, 1, 1).expand(-1, logits.shape[1], 1)
         logits = torch.cat([logits, extra], -1)
-    weights = logits.softmax(-1).nan_to_num(0.0)
+    weights = logits.softmax(-1)
+    if sink is None:
+        weights = weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return torch.einsum("hqk,khd->qhd", weights[..., : k.shape[0]], v)
 
 
@@ -37,10 +49,29 @@ def descaled(cache, scale):
     return cache.float() if scale is None else cache.float() * scale.reshape(-1)[0].float()
 
 
-def _need_cache(name, *caches):
-    allowed = (torch.bfloat16, torch.float16, chip().fp8_dtype)
-    for cache in caches:
-        need(cache.dtype in allowed, f"{name}: cache of {cache.dtype} on {chip().arch}")
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _need_cache(name, q, k, v, sinks):
+    """Keys and values of the query's heads, of a type that the chip has."""
+    need_dtype(name, (*HALF, chip().fp8_dtype), k=k)
+    need_dtype(name, k.dtype, v=v)
+    need_shape(name, k.shape, v=v)
+    heads, width = q.shape[1:]
+    need(k.shape[-1] == width, f"{name}: k of width {k.shape[-1]}, expected {width}")
+    need(heads % k.shape[-2] == 0, f"{name}: {heads} heads on {k.shape[-2]}")
+    if sinks is not None:
+        need_shape(name, (heads,), sinks=sinks)
+
+
+def _need_descales(name, cache, **descales):
+    """A scale for each FP8 tensor, and none for others: the kernels do not look at it there."""
+    for argument, scale in descales.items():
+        given = "None" if scale is None else "given"
+        need(
+            (scale is not None) == (cache.dtype is chip().fp8_dtype),
+            f"{name}: {argument} is {given} for {cache.dtype}",
+        )
 
 
 @operator("aiter.flash_attn_varlen_func")
@@ -55,9 +86,21 @@ def flash_attn_varlen_func(
     softmax_scale=None,
     causal=False,
 ):
+    name = "flash_attn_varlen_func"
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    need_dtype(name, HALF, q=q)
+    need_dtype(name, q.dtype, k=k, v=v)
+    need_dtype(name, torch.int32, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+    need_shape(name, cu_seqlens_q.shape, cu_seqlens_k=cu_seqlens_k)
+    need_shape(name, (*k.shape[:2], q.shape[-1]), k=k)
+    need_shape(name, (*k.shape[:2], v.shape[-1]), v=v)
+    need(q.shape[1] % k.shape[1] == 0, f"{name}: {q.shape[1]} heads on {k.shape[1]}")
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[-1])
     queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    need(queries[-1] == len(q), f"{name}: cu_seqlens_q to {queries[-1]}, expected {len(q)}")
+    need(keys[-1] == len(k), f"{name}: cu_seqlens_k to {keys[-1]}, expected {len(k)}")
+    need_longest(name, queries, max_seqlen_q=max_seqlen_q)
+    need_longest(name, keys, max_seqlen_k=max_seqlen_k)
     for b in range(len(queries) - 1):
         rows, columns = slice(*queries[b : b + 2]), slice(*keys[b : b + 2])
         mask = visible(queries[b + 1] - queries[b], keys[b + 1] - keys[b], causal, -1, q.device)
@@ -90,13 +133,24 @@ def mha_batch_prefill_func(
     need(alibi_slopes is None, f"{name}: alibi_slopes")
     need(not return_lse and not return_attn_probs, f"{name}: return_lse or return_attn_probs")
     need(k.dim() == 3, f"{name}: cache of shape {tuple(k.shape)}, one token a page is implemented")
+    need(causal or window_size == (-1, -1), f"{name}: window_size {window_size}, not causal")
     need(window_size[1] in (-1, 0), f"{name}: window_size {window_size}")
-    _need_cache(name, k, v)
+    _need_cache(name, q, k, v, sink_ptr)
     fp8 = q.dtype is chip().fp8_dtype
-    need((q_descale is None) or fp8, f"{name}: q_descale for {q.dtype}")
-    need((k.dtype is chip().fp8_dtype) == fp8, f"{name}: {q.dtype} query on {k.dtype} cache")
+    need(k.dtype == q.dtype, f"{name}: {q.dtype} query on {k.dtype} cache")
+    _need_descales(name, q, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    need_scales(name, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    indices = {"cu_seqlens_q": cu_seqlens_q, "kv_indptr": kv_indptr}
+    need_dtype(name, torch.int32, **indices, kv_page_indices=kv_page_indices)
+    need_shape(name, cu_seqlens_q.shape, kv_indptr=kv_indptr)
     out = q.new_empty(q.shape, dtype=torch.bfloat16 if fp8 else q.dtype)
     queries, keys, scale = cu_seqlens_q.tolist(), kv_indptr.tolist(), q.shape[-1] ** -0.5
+    need(queries[-1] == len(q), f"{name}: cu_seqlens_q to {queries[-1]}, expected {len(q)}")
+    need_longest(name, queries, max_seqlen_q=max_seqlen_q)
+    need_longest(name, keys, max_seqlen_k=max_seqlen_k)
+    read = kv_page_indices[: keys[-1]]
+    need(len(read) == keys[-1], f"{name}: {len(read)} kv_page_indices, expected {keys[-1]}")
+    need_inside(name, len(k), kv_page_indices=read)
     for b in range(len(queries) - 1):
         rows, slots = slice(*queries[b : b + 2]), kv_page_indices[keys[b] : keys[b + 1]].long()
         result = softmax_attention(
@@ -137,8 +191,21 @@ def paged_attention_ragged(
     name = "paged_attention_ragged"
     need(block_size == 1, f"{name}: block_size {block_size}")
     need(alibi_slopes is None and fp8_out_scale is None, f"{name}: alibi_slopes or fp8_out_scale")
-    need(kv_cache_layout == "NHD" and partition_size == 256, f"{name}: {kv_cache_layout} layout")
-    keys = kv_indptr.tolist()
+    need(kv_cache_layout == "NHD", f"{name}: {kv_cache_layout} layout")
+    need(partition_size == 256, f"{name}: partition_size {partition_size}")
+    need_dtype(name, torch.int32, kv_indptr=kv_indptr, kv_page_indices=kv_page_indices)
+    keys = kv_indptr[: len(query) + 1].tolist()
+    need(len(keys) == len(query) + 1, f"{name}: kv_indptr for {len(keys) - 1} of {len(query)}")
+    read = kv_page_indices[: keys[-1]]
+    need(len(read) == keys[-1], f"{name}: {len(read)} kv_page_indices, expected {keys[-1]}")
+    need_inside(name, len(key_cache), kv_page_indices=read)
+    need_longest(name, keys, max_num_partitions=max_num_partitions * partition_size)
+    lengths = kv_last_page_lens[: len(query)]
+    need(
+        len(lengths) == len(query) and bool((lengths == 1).all()),
+        f"{name}: kv_last_page_lens {lengths.tolist()}, expected 1 for each of {len(query)}",
+    )
+    need_shape(name, query.shape, out=out)
     for b in range(query.shape[0]):
         slots = kv_page_indices[keys[b] : keys[b + 1]].long()
         q, k, v = query[b : b + 1], key_cache[slots, 0], value_cache[slots, 0]
@@ -206,11 +273,26 @@ def unified_attention(
     assert q_descale is None, f"{name}: q scales are not supported"
     for given in (alibi_slopes, output_scale, qq_bias):
         need(given is None, f"{name}: alibi_slopes, output_scale or qq_bias")
-    _need_cache(name, k, v)
-    queries, page = cu_seqlens_q.tolist(), k.shape[1]
-    for b in range(len(queries) - 1):
-        rows, length = slice(*queries[b : b + 2]), int(seqused_k[b])
+    # The kernel has no right side of a window: causal attention sees nothing there.
+    need(window_size[1] in (-1, 0), f"{name}: window_size {window_size}, expected -1 or 0 behind")
+    need_dtype(name, HALF, q=q)
+    need_shape(name, q.shape, out=out)
+    _need_cache(name, q, k, v, sinks)
+    _need_descales(name, k, k_descale=k_descale, v_descale=v_descale)
+    queries, page, lengths = cu_seqlens_q.tolist(), k.shape[1], seqused_k.tolist()
+    need(len(lengths) == len(queries) - 1, f"{name}: seqused_k for {len(lengths)} sequences")
+    need(queries[-1] == len(q), f"{name}: cu_seqlens_q to {queries[-1]}, expected {len(q)}")
+    need_longest(name, queries, max_seqlen_q=max_seqlen_q)
+    longest = max(lengths, default=0)
+    for limit, size in (
+        ("max_seqlen_k", max_seqlen_k),
+        ("block_table", block_table.shape[1] * page),
+    ):
+        need(longest <= size, f"{name}: {limit} for {size} keys, expected at least {longest}")
+    for b, length in enumerate(lengths):
+        rows = slice(*queries[b : b + 2])
         token = torch.arange(length, device=q.device)
+        need_inside(name, len(k), block_table=block_table[b, : -(-length // page)])
         block, offset = block_table[b].long()[token // page], token % page
         result = softmax_attention(
             q[rows],

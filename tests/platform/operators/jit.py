@@ -4,7 +4,7 @@ import torch
 
 from .. import recorder
 from ..imports import NotEmulatedError
-from . import need, provided
+from . import need, need_inside, need_shape, provided
 
 _functions: dict[str, object] = {}
 
@@ -47,9 +47,15 @@ def store_cache(k, v, k_cache, v_cache, indices, num_split):
     for source, cache in ((k, k_cache), (v, v_cache)):
         need(source.dtype == cache.dtype, f"store_cache: {source.dtype} into {cache.dtype}")
         need(source.shape[1:] == cache.shape[1:], f"store_cache: rows of {tuple(source.shape[1:])}")
+    need_shape("store_cache", k.shape, v=v)
+    need_shape("store_cache", k_cache.shape, v_cache=v_cache)
+    row = k.shape[1:].numel() * k.element_size()
+    need(
+        num_split == 1 or (num_split in (2, 4) and row % (num_split * 128) == 0),
+        f"store_cache: num_split {num_split} for rows of {row} bytes",
+    )
     slots = indices.long()
-    outside = (slots < 0) | (slots >= k_cache.shape[0])
-    need(not bool(outside.any()), "store_cache: a slot outside the cache; the kernel checks none")
+    need_inside("store_cache", len(k_cache), indices=slots)
     for source, cache in ((k, k_cache), (v, v_cache)):
         cache.view(torch.uint8)[slots] = source.contiguous().view(torch.uint8)
 

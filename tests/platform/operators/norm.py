@@ -2,7 +2,7 @@
 
 import torch
 
-from . import ck_cast, need, operator
+from . import ck_cast, need, need_dtype, need_shape, operator
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -44,6 +44,9 @@ def rmsnorm2d_fwd_with_add(
 ):
     _need_rows("rmsnorm2d_fwd_with_add", input, weight)
     need(use_model_sensitive_rmsnorm == 0, "rmsnorm2d_fwd_with_add: use_model_sensitive_rmsnorm")
+    rows = {"out": out, "residual_in": residual_in, "residual_out": residual_out}
+    need_dtype("rmsnorm2d_fwd_with_add", input.dtype, **rows)
+    need_shape("rmsnorm2d_fwd_with_add", input.shape, **rows)
     summed = input.float() + residual_in.float()
     residual_out.copy_(ck_cast(summed, input.dtype))
     out.copy_(ck_cast(_rmsnorm(summed, weight, epsilon), input.dtype))

@@ -3,7 +3,17 @@
 import torch
 
 from ..tensors import poisoned
-from . import need, operator, provided, unclamped
+from . import (
+    chip,
+    need,
+    need_dtype,
+    need_inside,
+    need_scales,
+    need_shape,
+    operator,
+    provided,
+    unclamped,
+)
 
 
 def rotate(x, cos, sin, neox):
@@ -19,6 +29,7 @@ def rotate(x, cos, sin, neox):
 @operator("sgl_kernel.rotary_embedding")
 def rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox):
     need(cos_sin_cache.dtype == query.dtype, f"rotary_embedding: {cos_sin_cache.dtype} table")
+    need_inside("rotary_embedding", len(cos_sin_cache), positions=positions)
     width = cos_sin_cache.shape[-1]
     cos, sin = cos_sin_cache[positions].float()[:, None].chunk(2, -1)
     for tensor in (query, key):
@@ -66,6 +77,14 @@ def rope_cached_positions(query, key, cos_cache, sin_cache, positions, rope):
     need(
         cos_cache.dtype == query.dtype, f"aiter rope: {cos_cache.dtype} table, {query.dtype} query"
     )
+    need_dtype("aiter rope", cos_cache.dtype, sin_cache=sin_cache)
+    need_shape("aiter rope", cos_cache.shape, sin_cache=sin_cache)
+    need(
+        cos_cache.shape[-1] * 2 == rope.rotary_dim,
+        f"aiter rope: tables of {cos_cache.shape[-1]}, expected half of {rope.rotary_dim}",
+    )
+    if key is not None:
+        need_dtype("aiter rope", query.dtype, key=key)
     known = (positions >= 0) & (positions < cos_cache.shape[0])  # other tokens are left alone
     cos = cos_cache.flatten(1)[positions[known]].float()[:, None]
     sin = sin_cache.flatten(1)[positions[known]].float()[:, None]
@@ -135,14 +154,26 @@ def fused_qk_rope_cat_and_cache_mla(
     need(num_decode_toks_for_zeros == 0, f"{name}: num_decode_toks_for_zeros")
     need(apply_scale, f"{name}: apply_scale=False")
     need(kv_cache.dim() == 3, f"{name}: cache of shape {tuple(kv_cache.shape)}")
+    need_dtype(name, (torch.bfloat16, torch.float16, chip().fp8_dtype), kv_cache=kv_cache)
     tokens, stored = q_nope.shape[0], slot_mapping.shape[0]
     assert tokens <= stored <= k_nope.shape[0], f"{name}: {tokens} q, {stored} slots"
     assert k_nope.shape[-1] + k_pe.shape[-1] == kv_cache.shape[-1], f"{name}: row width"
     need(cos.shape[-1] * 2 == q_pe.shape[-1], f"{name}: cos of width {cos.shape[-1]}")
     need(sin.stride() == cos.stride(), f"{name}: sin with its own strides; the kernel has one set")
+    need_shape(name, cos.shape, sin=sin)
+    need_shape(name, (*q_nope.shape[:2], q_pe.shape[-1]), q_pe=q_pe)
+    need_shape(name, (*k_nope.shape[:2], q_pe.shape[-1]), k_pe=k_pe)
+    need_shape(name, (len(kv_cache), k_nope.shape[1], kv_cache.shape[-1]), kv_cache=kv_cache)
+    need_shape(name, (tokens,), pos=pos)
+    need_inside(name, len(cos), pos=pos)
+    need_inside(name, len(kv_cache), slot_mapping=slot_mapping[slot_mapping >= 0])
+    if isinstance(k_scale, torch.Tensor):
+        need_scales(name, k_scale=k_scale)
     # The kernel rounds each product and the sum where its table is bf16: so does torch.
     angle = [table.flatten(1)[pos][:, None] for table in (cos, sin)]
     width = q_out_dtype or q_nope.dtype
+    allowed = (q_nope.dtype, chip().fp8_dtype)
+    need(width in allowed, f"{name}: q_out_dtype {width}, expected one of {allowed}")
     q = torch.cat(
         [unclamped(q_nope, width), unclamped(rotate(q_pe, *angle, is_neox).to(q_pe.dtype), width)],
         -1,

@@ -7,7 +7,7 @@ import torch
 
 from .. import recorder
 from ..imports import NotEmulatedError
-from . import chip, need, provided, saturate
+from . import chip, need, need_dtype, need_inside, need_shape, provided, saturate
 
 _factories: dict[str, object] = {}
 
@@ -68,7 +68,12 @@ def act_quant_kernel(N, in_dtype="bfloat16", out_dtype=None, scale_dtype=None, r
     need(out_dtype is None and scale_dtype is None, "act_quant_kernel: out_dtype or scale_dtype")
 
     def kernel(x, y, scales):
-        need(x.dtype == torch.bfloat16, f"act_quant_kernel: input of {x.dtype}")
+        _typed("act_quant_kernel", torch.bfloat16, x=x)
+        _typed("act_quant_kernel", torch.float32, scales=scales)
+        need_shape("act_quant_kernel", (len(x), N), x=x, y=y)
+        need_shape("act_quant_kernel", (len(x), N // 128), scales=scales)
+        for argument, operand in (("x", x), ("y", y), ("scales", scales)):
+            need(operand.is_contiguous(), f"act_quant_kernel: strides of {argument}")
         groups = x.float().unflatten(-1, (-1, 128))
         largest = chip().act_quant_max
         inverse = torch.tensor(1 / largest, dtype=torch.float32, device=x.device)
@@ -105,8 +110,9 @@ def sparse_attention_fwd_kernel_v1(
     need(sm_scale is not None, "sparse_attention_fwd_kernel_v1: sm_scale=None")
 
     def kernel(q, kv, indices):
-        _typed("sparse_attention_fwd_kernel_v1", torch.bfloat16, q=q, kv=kv)
-        need(indices.dtype == torch.int32, f"sparse attention: indices of {indices.dtype}")
+        name = "sparse_attention_fwd_kernel_v1"
+        _typed(name, torch.bfloat16, q=q, kv=kv)
+        _need_sparse(name, num_heads, dim + tail_dim, topk, q, kv, indices)
         out = q.new_empty(1, q.shape[1], num_heads, dim)
         rows = kv[0, :, 0]
         for token in range(q.shape[1]):
@@ -129,12 +135,22 @@ def _typed(name, dtype, **operands):
             raise TypeError(f"{name}: {operand} is {x.dtype}, expected {dtype}")
 
 
-def _partial(heads, dim, topk, sm_scale, block, inner_iter, dtype, attend):
+def _need_sparse(name, heads, width, topk, q, kv, indices):
+    """One batch and one KV head, in the shapes that the kernel is compiled for."""
+    tokens = q.shape[1]
+    need_dtype(name, torch.int32, indices=indices)
+    need_shape(name, (1, tokens, heads, width), q=q)
+    need_shape(name, (1, kv.shape[1], 1, width), kv=kv)
+    need_shape(name, (1, tokens, 1, topk), indices=indices)
+    need_inside(name, kv.shape[1], indices=indices[indices >= 0])
+
+
+def _partial(name, heads, dim, tail_dim, topk, sm_scale, block, inner_iter, dtype, attend):
     groups = topk // (block * inner_iter)
 
     def kernel(q, kv, indices):
-        _typed("sparse_mla_fwd_decode_partial", dtype, q=q, kv=kv)
-        need(indices.dtype == torch.int32, f"sparse MLA: indices of {indices.dtype}")
+        _typed(name, dtype, q=q, kv=kv)
+        _need_sparse(name, heads, dim + tail_dim, topk, q, kv, indices)
         tokens = q.shape[1]
         out = q.new_empty(1, tokens, groups, heads, dim, dtype=torch.bfloat16)
         lse = q.new_empty(1, tokens, groups, heads, dtype=torch.float32)
@@ -185,7 +201,8 @@ def sparse_mla_fwd_decode_partial(
     def attend(weights, value):
         return weights.to(torch.bfloat16).float() @ value
 
-    return _partial(heads, dim, topk, sm_scale, block_I, inner_iter, torch.bfloat16, attend)
+    shape = heads, dim, tail_dim, topk, sm_scale, block_I, inner_iter
+    return _partial("sparse_mla_fwd_decode_partial", *shape, torch.bfloat16, attend)
 
 
 @_factory
@@ -201,7 +218,8 @@ def sparse_mla_fwd_decode_partial_fp8(
     def attend(weights, value):
         return saturate(weights * largest, fp8).float() @ value / largest
 
-    return _partial(num_heads, d_v, topk, sm_scale, block_I, inner_iter, fp8, attend)
+    shape = num_heads, d_v, d_tail, topk, sm_scale, block_I, inner_iter
+    return _partial("sparse_mla_fwd_decode_partial_fp8", *shape, fp8, attend)
 
 
 @_factory
@@ -209,7 +227,12 @@ def sparse_mla_fwd_decode_combine(heads, dim, topk, head_per_block, *, block_I=6
     assert heads % head_per_block == 0, "sparse_mla_fwd_decode_combine: head_per_block"
 
     def kernel(partial_out, partial_lse):
-        need(partial_out.shape[2] == topk // block_I, "sparse_mla_fwd_decode_combine: groups")
+        name, groups = "sparse_mla_fwd_decode_combine", topk // block_I
+        _typed(name, torch.bfloat16, partial_out=partial_out)
+        _typed(name, torch.float32, partial_lse=partial_lse)
+        tokens = partial_out.shape[1]
+        need_shape(name, (1, tokens, groups, heads, dim), partial_out=partial_out)
+        need_shape(name, (1, tokens, groups, heads), partial_lse=partial_lse)
         weights = torch.exp2(partial_lse - partial_lse.amax(2, keepdim=True))
         weights = weights / weights.sum(2, keepdim=True)
         return (partial_out.float() * weights[..., None]).sum(2).to(torch.bfloat16)

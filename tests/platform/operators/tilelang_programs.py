@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import recorder
-from . import chip, need, provided
+from . import chip, need, need_inside, provided
 
 BELOW_ALL = -(2.0**30)  # log2 of a sum without a term
 
@@ -96,6 +96,7 @@ def sparse_mla_partial(constants, q, kv, indices, out, lse, score_scale, value_s
     stored = {torch.float16: chip().fp8_dtype, torch.bfloat16: torch.bfloat16}[wide]
     rows = kv.view(-1).view(torch.uint8).view(stored).view(-1, q.shape[2])
     splits, d_v = out.shape[1], out.shape[3]
+    need_inside("sparse_mla_partial", len(rows), indices=indices[indices >= 0])
     out.zero_()
     lse.fill_(BELOW_ALL)
     for token in range(q.shape[0]):

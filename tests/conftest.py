@@ -60,13 +60,13 @@ def pytest_configure(config):
         return
     sys.path.insert(0, str(ROOT / "overlay"))
     name = config.option.platform or value.choose()
-    value.prepare(name)
-    if config.option.evidence and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Evidence(config, config.option.evidence))
     try:
+        value.prepare(name)
         config.platforms = value.available(name, config.option.arch)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    if config.option.evidence and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Evidence(config, config.option.evidence))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,7 +12,7 @@ import types
 import torch
 
 from . import imports, recorder
-from .value import Platform
+from .value import Platform, refuse_the_interpreter
 
 # Packages that are served from the references, or that sglang imports and the tested paths do not
 # need. Real ones of these names, where installed, are built for another platform.
@@ -29,6 +29,7 @@ def environment(platform: Platform, tree, packages=None, **switches: str) -> dic
     `site/` on PYTHONPATH installs the emulation before anything else runs, in the process and in
     each that it starts.
     """
+    refuse_the_interpreter(platform.name)
     here = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(os.path.dirname(here))
     inherited = {

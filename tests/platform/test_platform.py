@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.platform import emulation, value
 from tests.platform.tensors import boundaries, poisoned, strided
 from tests.platform.value import Platform, available
 from tests.tolerances import assert_bitwise, assert_close
@@ -18,6 +19,21 @@ def test_an_nvidia_gpu_stands_for_gfx950_alone():
     assert available("cuda") == [Platform("cuda", "gfx950")]
     with pytest.raises(ValueError, match="not for gfx942"):
         available("cuda", "gfx942")
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm"])
+def test_an_interpreted_run_never_passes_for_one_on_a_gpu(monkeypatch, name):
+    prepared = [
+        lambda: value.prepare(name),
+        lambda: emulation.environment(Platform(name, "gfx950"), "/tree"),
+    ]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for prepare in prepared:
+        with pytest.raises(ValueError, match=f"TRITON_INTERPRET=1 .* on platform {name} .* unset"):
+            prepare()
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for prepare in prepared:
+        prepare()
 
 
 def test_poison_is_nan_or_a_wild_integer(platform):

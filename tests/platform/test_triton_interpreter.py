@@ -377,3 +377,14 @@ def test_a_pointer_made_from_an_integer_is_followed():
     x, out = torch.ones(1), torch.zeros(1)
     through_address_kernel[(1,)](torch.tensor([x.data_ptr()], dtype=torch.uint64), out)
     assert out.item() == 1
+
+
+@pytest.mark.parametrize("name", ["create_renamed", "__call__"])
+def test_an_operation_that_triton_renamed_is_not_replaced_to_no_effect(name):
+    from triton.runtime import interpreter
+
+    from tests.platform import triton_interpreter
+
+    ours = type("Builder", (interpreter.InterpreterBuilder,), {name: lambda self: None})
+    with pytest.raises(NotImplementedError, match=rf"no InterpreterBuilder\.{name} to replace"):
+        triton_interpreter._need_replaced(ours)

@@ -10,6 +10,8 @@
   - an access outside the arguments reads or writes whatever lies there;
   - triton.language is replaced once more at each call of a device function.
 `install()` replaces these operations, in this process only. What it does not implement raises.
+Another project can take this file and floats.py into a package of its own: TRITON_INTERPRET=1 is
+set before Triton is imported, and install() called before the first launch.
 
 Two choices are on the strict side, so that a careless kernel fails here and not on the hardware:
   - overflow to fp8 gives what the format has (NaN in e4m3, infinity in e5m2) and never saturates.
@@ -23,6 +25,7 @@ import dataclasses
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from torch.utils._pytree import tree_flatten
 from triton.runtime import interpreter
@@ -310,3 +313,19 @@ def install() -> None:
     interpreter._implicit_cvt = _argument
     interpreter._get_np_dtype = _np_dtype
     interpreter._patch_lang = _replace_once
+
+
+def _need_replaced(ours: type) -> None:
+    """Each operation stands in for one of the same name: another would be there to no effect."""
+    theirs = ours.__mro__[1]
+    for name in vars(ours):
+        replaces = name == "__call__" or not name.startswith("_")
+        if replaces and not any(name in vars(base) for base in theirs.__mro__[:-1]):
+            raise NotImplementedError(
+                f"the interpreter of Triton {triton.__version__} has no {theirs.__name__}.{name} "
+                "to replace; this was written for 3.9.0"
+            )
+
+
+for _each in (Builder, Reduce, Scan, Launch):
+    _need_replaced(_each)

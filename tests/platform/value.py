@@ -87,8 +87,19 @@ def available(name: str, arch: str | None = None) -> list[Platform]:
     return [Platform(name, each) for each in archs if arch in (None, each)]
 
 
+def refuse_the_interpreter(name: str) -> None:
+    """ValueError where the user's environment would have kernels interpreted on a GPU."""
+    setting = os.environ.get("TRITON_INTERPRET", "0")
+    if name != "cpu" and setting not in ("", "0"):
+        raise ValueError(
+            f"TRITON_INTERPRET={setting} in the environment: on platform {name} kernels run "
+            "natively, and what they show would pass for evidence of a GPU; unset it"
+        )
+
+
 def prepare(name: str) -> None:
     """Make this process ready for the platform; before Triton is imported."""
+    refuse_the_interpreter(name)
     if name != "cpu":
         return
     os.environ["TRITON_INTERPRET"] = "1"

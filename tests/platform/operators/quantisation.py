@@ -28,6 +28,7 @@ def _per_group_quant(x, scale=None, quant_dtype=None, group_size=128, transpose_
     name = "per_group_quant_hip"
     need(scale is None and not transpose_scale, f"{name}: scale or transpose_scale")
     need(group_size == 128, f"{name}: group_size {group_size}")
+    need(quant_dtype is chip().fp8_dtype, f"{name}: quant_dtype {quant_dtype} on {chip().arch}")
     need(x.is_contiguous(), f"{name}: x of strides {x.stride()}")
     need(x.shape[-1] % 128 == 0, f"{name}: x of width {x.shape[-1]}, expected groups of 128")
     groups = x.float().unflatten(-1, (-1, 128))
@@ -76,6 +77,7 @@ def static_per_tensor_quant(out, input, scale):
 
 
 def _need_output(name, out, input):
+    need_dtype(name, chip().fp8_dtype, out=out)
     need_shape(name, input.shape, out=out)
     for argument, x in (("out", out), ("input", input)):
         need(x.is_contiguous(), f"{name}: {argument} of strides {x.stride()}")

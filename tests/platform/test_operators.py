@@ -353,3 +353,224 @@ def test_experts_are_weighted_mlps(op, randn):
         assert (found[token].double() - truth).norm() / truth.norm() < 2e-2
     with pytest.raises(NotEmulatedError, match="expert_mask"):
         op("aiter.fused_moe.fused_moe")(x, w1, w2, weights, chosen, expert_mask=weights)
+
+
+def starts_of(lengths, device):
+    starts = torch.tensor([0, *lengths], device=device).cumsum(0)
+    return starts.to(torch.int32)
+
+
+def softmax_in_fp64(q, k, v, scale):
+    """[T, H, D] on [N, H, D], the last query at the last key."""
+    seen = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *(each.double().transpose(0, 1) for each in (q, k, v)), attn_mask=seen, scale=scale
+    )
+    return out.transpose(0, 1)
+
+
+def test_absorbed_mla_reads_the_value_from_the_key(op, platform, randn):
+    device, new, lengths = platform.device, (3, 1), (7, 5)
+    cache, q = randn(13, 1, 1, 72), randn(sum(new), 16, 72)
+    slots = [torch.randperm(13, device=device)[:length] for length in lengths]
+    places = (
+        starts_of(new, device),
+        starts_of(lengths, device),
+        torch.cat(slots).int(),
+        torch.ones(2, dtype=torch.int32, device=device),
+        3,
+    )
+    rows = [cache[each, 0].expand(-1, 16, -1) for each in slots]
+    truth = [
+        softmax_in_fp64(each, row, row[..., :64], 0.1)
+        for each, row in zip(q.split(new), rows, strict=True)
+    ]
+    for name in ("aiter.mla.mla_decode_fwd", "aiter.mla.mla_prefill_fwd"):
+        out = poisoned((sum(new), 16, 64), torch.bfloat16, device)
+        op(name)(q, cache, out, *places, sm_scale=0.1)
+        assert_close(out, torch.cat(truth), "ulp<=1", reduction=7)
+    stored, scale = cache.to(platform.fp8_dtype), torch.tensor([0.37], device=device)
+    out = poisoned((sum(new), 16, 64), torch.bfloat16, device)
+    op("aiter.mla.mla_decode_fwd")(q, stored, out, *places, sm_scale=0.1, kv_scale=scale)
+    rows = [stored.double()[each, 0].expand(-1, 16, -1) * 0.37 for each in slots]
+    truth = [
+        softmax_in_fp64(each, row, row[..., :64], 0.1)
+        for each, row in zip(q.split(new), rows, strict=True)
+    ]
+    assert_close(out, torch.cat(truth), "ulp<=1", reduction=7)
+
+
+def test_sequences_that_lie_behind_each_other_attend_to_themselves(op, platform, randn):
+    new, lengths, device = (2, 3), (5, 9), platform.device
+    q, k, v = randn(5, 4, 48), randn(14, 4, 48), randn(14, 4, 33)
+    found = op("aiter.flash_attn_varlen_func")(
+        q, k, v, starts_of(new, device), starts_of(lengths, device), 3, 9, causal=True
+    )
+    each = zip(q.split(new), k.split(lengths), v.split(lengths), strict=True)
+    truth = torch.cat([softmax_in_fp64(*some, 48**-0.5) for some in each])
+    assert_close(found, truth, "ulp<=1", reduction=48)
+
+
+def test_a_key_that_is_no_number_shows_and_a_query_without_keys_is_zero(op, platform, randn):
+    device = platform.device
+    q, k, v = randn(3, 2, 16), randn(4, 2, 16), randn(4, 2, 16)
+    k[3] = torch.nan
+    starts = starts_of((2, 1), device)
+    keys = torch.tensor([0, 0, 4], dtype=torch.int32, device=device)
+    found = op("aiter.flash_attn_varlen_func")(q, k, v, starts, keys, 2, 4)
+    assert (found[:2] == 0).all()
+    assert found[2].isnan().all()
+
+
+@pytest.mark.parametrize("fused", ["", "paged", "ragged"])
+def test_the_best_keys_of_a_row_are_those_of_a_sort(op, platform, fused):
+    device, topk = platform.device, 2048
+    score = torch.randperm(3 * 2501, device=device).float().view(3, 2501)  # no two alike
+    lengths = torch.tensor([2401, 17, 2048], dtype=torch.int32, device=device)
+    first = torch.tensor([99, 0, 7], dtype=torch.int32, device=device)
+    table = torch.randperm(9000, device=device).int().view(3, 3000)
+    if fused == "paged":
+        order = starts_of((2, 1, 0), device)  # of two tokens the first sequence's, of one the next
+        of_row = (0, 0, 1)
+        found = op("sgl_kernel.fast_topk_transform_fused")(
+            score, lengths, table, order, topk, row_starts=first
+        )
+    elif fused:
+        found = op("sgl_kernel.fast_topk_transform_ragged_fused")(
+            score, lengths, first * 10, topk, row_starts=first
+        )
+    else:
+        found = op("sgl_kernel.fast_topk_v2")(score, lengths, topk, first)
+    for row in range(3):
+        length = int(lengths[row])
+        mine = score[row, first[row] : first[row] + length].double()
+        best = mine.argsort(descending=True)[:topk] if length > topk else torch.arange(length)
+        if fused == "paged":
+            best = table[of_row[row]][best]
+        elif fused:
+            best = best + first[row] * 10
+        kept = found[row][found[row] >= 0]
+        assert sorted(kept.tolist()) == sorted(best.tolist())
+        assert (found[row] < 0).sum() == topk - min(length, topk)
+
+
+def test_quantised_rows_are_scaled_to_the_largest_value(op, platform, randn):
+    fp8, largest = platform.fp8_dtype, platform.fp8_max
+    x = randn(7, 384) * 3
+    blocks = x.double().view(7, 3, 128)
+    amax = blocks.abs().amax(-1)
+    found, scales = op("aiter.per_group_quant_hip")(x, quant_dtype=fp8)
+    torch.testing.assert_close(scales.double(), amax / largest, rtol=1e-6, atol=0)
+    assert_close(found, (blocks / scales.double()[..., None]).view(7, 384), "ulp<=1")
+    assert (found.float().view(7, 3, 128).abs().amax(-1) == largest).all()
+    out, scales = torch.empty_like(x, dtype=fp8), torch.empty(7, 1, device=x.device)
+    op("aiter.dynamic_per_token_scaled_quant")(out, x, scales)
+    truth = x.double().abs().amax(-1, keepdim=True) / largest
+    torch.testing.assert_close(scales.double(), truth, rtol=1e-6, atol=0)
+    assert_close(out, x.double() / scales.double(), "ulp<=1")
+    scale = torch.empty(1, device=x.device)
+    op("aiter.dynamic_per_tensor_quant")(out, x, scale)
+    torch.testing.assert_close(scale.double()[0], amax.max() / largest, rtol=1e-6, atol=0)
+    assert_close(out, x.double() / scale.double(), "ulp<=1")
+    op("aiter.static_per_tensor_quant")(out, x, scale / 4)
+    assert_close(out, (x.double() / scale.double() * 4).clamp(-largest, largest), "ulp<=1")
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_activations_are_quantised_in_blocks_with_a_floor(platform, randn, rounded):
+    from tests.platform.operators.tilelang import act_quant_kernel
+
+    x = randn(7, 384)
+    x[2, 128:256] = 1e-9
+    y, scales = torch.empty_like(x, dtype=platform.fp8_dtype), torch.empty(7, 3, device=x.device)
+    act_quant_kernel(384, round_scale=rounded)(x, y, scales)
+    blocks = x.double().view(7, 3, 128)
+    truth = blocks.abs().amax(-1).clamp(min=1e-4) / platform.act_quant_max
+    if rounded:
+        truth = torch.exp2(truth.log2().ceil())
+    torch.testing.assert_close(scales.double(), truth, rtol=1e-6, atol=0)
+    assert_close(y, (blocks / scales.double()[..., None]).view(7, 384), "ulp<=1")
+
+
+def test_a_stored_row_goes_to_its_slot_and_nowhere_else(platform, randn):
+    from tests.platform.operators.jit import store_cache
+
+    k, v = randn(5, 66), randn(5, 66)
+    caches = [poisoned((9, 66), torch.bfloat16, platform.device) for _ in "kv"]
+    slots = torch.randperm(9, device=platform.device)[:5]
+    store_cache(k, v, *caches, slots.int(), 1)
+    others = [slot for slot in range(9) if slot not in slots.tolist()]
+    for cache, rows in zip(caches, (k, v), strict=True):
+        assert_bitwise(cache[slots], rows)
+        assert cache[others].isnan().all()
+
+
+@pytest.mark.parametrize("neox", [True, False])
+def test_rope_of_sgl_kernel_turns_pairs_and_leaves_the_rest(op, platform, randn, neox):
+    angle = torch.rand(11, 8, device=platform.device)
+    table = torch.cat([angle.cos(), angle.sin()], -1).bfloat16()
+    positions = torch.randint(0, 11, (5,), device=platform.device)
+    query, key = randn(5, 3 * 24), randn(5, 24)
+    before = torch.cat([query.view(5, 3, 24), key.view(5, 1, 24)], 1)
+    op("sgl_kernel.rotary_embedding")(positions, query, key, 24, table, neox)
+    cos, sin = table[positions].double()[:, None].chunk(2, -1)
+    pairs = before[..., :16].double().unflatten(-1, (2, 8) if neox else (8, 2))
+    pairs = pairs.movedim(-2 if neox else -1, -1).contiguous()
+    turned = torch.view_as_complex(pairs) * torch.complex(cos, sin)
+    turned = torch.view_as_real(turned)
+    turned = turned.transpose(-1, -2) if neox else turned
+    after = torch.cat([query.view(5, 3, 24), key.view(5, 1, 24)], 1)
+    assert_close(after[..., :16], turned.flatten(-2), "ulp<=0", reduction=2)
+    assert_bitwise(after[..., 16:], before[..., 16:])
+
+
+def test_tokens_are_aligned_to_blocks_of_one_expert(op, platform):
+    device, experts, block = platform.device, 5, 4
+    chosen = torch.randint(-1, experts, (13, 3), dtype=torch.int32, device=device)
+    size = chosen.numel() + (experts + 1) * (block - 1)
+    order = poisoned((size,), torch.int32, device)
+    owner = poisoned((-(-size // block),), torch.int32, device)
+    padded = poisoned((1,), torch.int32, device)
+    buffer = poisoned((experts + 2,), torch.int32, device)
+    align = op("sgl_kernel.moe_align_block_size")
+    align(chosen, experts + 1, block, order, owner, padded, buffer, True)
+    counts = (chosen.flatten() + 1).bincount(minlength=experts + 1)
+    assert int(padded) == int((counts.double() / block).ceil().sum()) * block
+    places = order[: int(padded)].view(-1, block)
+    for row, expert in zip(places, owner, strict=False):
+        real = row[row < chosen.numel()]
+        assert (chosen.flatten()[real.long()] == expert).all()
+    real = order[order < chosen.numel()]
+    assert sorted(real.tolist()) == list(range(chosen.numel()))
+
+
+def test_routers_choose_the_best_and_weigh_them(op, platform, randn):
+    gating, bias = randn(7, 12), randn(12)
+    weights = torch.empty(7, 3, device=platform.device)
+    ids = torch.empty(7, 3, dtype=torch.int32, device=platform.device)
+    soft = gating.double().softmax(-1)
+    op("sgl_kernel.topk_softmax")(weights, ids, gating, renormalize=True)
+    best = soft.sort(descending=True).values[:, :3]
+    assert_close(weights, best / best.sum(-1, keepdim=True), "rel<=1e-6 vs fp64")
+    assert_close(weights, _weights(soft, ids, True), "rel<=1e-6 vs fp64")
+    op("aiter.fused_moe.fused_topk")(gating, gating, 3, False, ids, weights)
+    assert_close(weights, best, "rel<=1e-6 vs fp64")
+    gates = gating.double().sigmoid()
+    op("sgl_kernel.topk_sigmoid")(weights, ids, gating, True, bias)
+    ranked = (gates + bias.double()).sort(descending=True)
+    assert (ids.long().sort().values == ranked.indices[:, :3].sort().values).all()
+    assert_close(weights, _weights(gates, ids, True), "rel<=1e-6 vs fp64")
+    op("aiter.biased_grouped_topk")(gating, bias, weights, ids, 4, 2, True, 2.5)
+    groups = (gates + bias.double()).view(7, 4, 3)
+    kept = groups.topk(2, -1).values.sum(-1).argsort(descending=True)[:, :2]
+    for row in range(7):
+        inside = torch.full((4, 3), -torch.inf, dtype=torch.float64, device=platform.device)
+        inside[kept[row]] = groups[row, kept[row]]
+        best = inside.flatten().argsort(descending=True)[:3]
+        assert sorted(ids[row].tolist()) == sorted(best.tolist())
+    assert_close(weights, _weights(gates, ids, True) * 2.5, "rel<=1e-6 vs fp64")
+
+
+def _weights(scores, ids, renormalised):
+    taken = scores.gather(1, ids.long())
+    return taken / taken.sum(-1, keepdim=True) if renormalised else taken

@@ -4,7 +4,7 @@ changed it is refused, by name."""
 import pytest
 import torch
 
-from tests.platform import operators
+from tests.platform import operators, recorder
 from tests.platform.imports import NotEmulatedError
 from tests.platform.operators.quantisation import QuantType
 
@@ -544,3 +544,11 @@ def test_a_call_that_is_wrong_in_one_argument_is_refused_by_name(provided, call,
     operator(**right)
     with pytest.raises(NotEmulatedError, match=f"^{name}: .*{reason}"):
         operator(**right | change(right))
+
+
+def test_the_schedule_of_the_absorbed_mla_is_a_launch(provided):
+    name, right = mla_metadata()
+    with recorder.record() as run:
+        provided[name](**right)
+    assert run.operators == {name: 1}
+    assert run.launches == 1

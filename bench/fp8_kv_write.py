@@ -1,13 +1,16 @@
-"""Cast and store K and V in an FP8 cache: one launch, beside upstream's one and the eager four."""
+"""Cast and store K and V in an FP8 cache: one launch, beside upstream's one and the eager four.
+
+And read it: `widen` converts the rows that a batch reads. `eager` does the same to the same rows in
+torch; a release converts its whole pool, which takes the longer the larger that is.
+"""
 
 import torch
 from sglang.srt.rocm_patches.fp8_kv_write_kernel import write_kv
+from sglang.srt.rocm_patches.fp8_kv_write_widen_kernel import widen
 from sglang.srt.rocm_patches.kv_cache import LayerCache
 
 from bench import shapes, upstream
 from bench.harness import SLOTS, Case, Sides, slots
-
-KERNELS = ("fp8_kv_write_kernel",)  # the overlay's modules that are timed
 
 
 def cases(platform):
@@ -16,6 +19,11 @@ def cases(platform):
             for tokens in shapes.TOKENS:
                 moved = tokens * (2 * rank.kv_heads * rank.head * (2 + 1) + 8)
                 build = _build(rank, tokens, platform.fp8_dtype, scaled)
+                yield Case(work, model, tp, tokens, "fp8", moved, build)
+        for work, scaled in (("widen", False), ("widen, scaled", True)):
+            for tokens in shapes.TOKENS:
+                moved = tokens * (2 * rank.kv_heads * rank.head * (1 + 2) + 4)
+                build = _build_widen(rank, tokens, platform.fp8_dtype, scaled)
                 yield Case(work, model, tp, tokens, "fp8", moved, build)
 
 
@@ -28,14 +36,20 @@ def cast_and_store(k, v, k_cache, v_cache, where, k_scale=None, v_scale=None) ->
         cache[where] = x
 
 
+def _caches(rank, fp8_dtype: torch.dtype) -> list[torch.Tensor]:
+    shape = SLOTS, rank.kv_heads, rank.head
+    return [torch.randn(shape, device="cuda").to(fp8_dtype) for _ in "kv"]
+
+
+def _scales(scaled: bool) -> list[torch.Tensor | None]:
+    return [torch.tensor(x, device="cuda") if scaled else None for x in (0.5, 0.25)]
+
+
 def _build(rank, tokens: int, fp8_dtype: torch.dtype, scaled: bool):
     def build() -> Sides:
         shape = (tokens, 2 * rank.kv_heads, rank.head)
         k, v = torch.randn(shape, device="cuda").bfloat16().split(rank.kv_heads, 1)
-        caches = [
-            torch.zeros(SLOTS, rank.kv_heads, rank.head, device="cuda").to(fp8_dtype) for _ in "kv"
-        ]
-        scales = [torch.tensor(x, device="cuda") if scaled else None for x in (0.5, 0.25)]
+        caches, scales = _caches(rank, fp8_dtype), _scales(scaled)
         cache, where = LayerCache(*caches, None), slots(tokens)
         rival = upstream.kernel("layers.attention.utils", "launch_reshape_and_cache_flash")
         paged = [each.unsqueeze(1) for each in caches]
@@ -43,6 +57,26 @@ def _build(rank, tokens: int, fp8_dtype: torch.dtype, scaled: bool):
             lambda i: write_kv(k, v, cache, where[i], *scales),
             lambda i: rival(k, v, *paged, where[i], None, *scales),
             lambda i: cast_and_store(k, v, *caches, where[i], *scales),
+        )
+
+    return build
+
+
+def _build_widen(rank, tokens: int, fp8_dtype: torch.dtype, scaled: bool):
+    def build() -> Sides:
+        caches, scales = _caches(rank, fp8_dtype), _scales(scaled)
+        wide = [torch.empty(cache.shape, dtype=torch.bfloat16, device="cuda") for cache in caches]
+        where = slots(tokens)
+        indices = [each.int() for each in where]
+        end = torch.tensor([tokens], dtype=torch.int32, device="cuda")
+
+        def eager(i):
+            for cache, scale, out in zip(caches, scales, wide, strict=True):
+                x = cache.view(torch.uint8)[where[i]].view(fp8_dtype).to(out.dtype)
+                out[where[i]] = x if scale is None else x * scale
+
+        return Sides(
+            lambda i: widen(*caches, indices[i], end, *scales, torch.bfloat16), eager=eager
         )
 
     return build

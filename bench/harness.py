@@ -1,12 +1,15 @@
 """Time on this GPU: one call with all its launches, in CUDA (or HIP) graphs.
 
 A graph holds CALLS calls; it is replayed REPLAYS times behind a pause in which the host queues
-them all, and the median counts. Every call has slots of its own, as every layer has a cache of its
-own: what is written does not lie in the GPU's cache from the call before. What is read does where
-it fits, as in a model, where the kernel before has just written it.
+them all, and the median counts. A call of LONG_US or more stands alone in its graph, replayed as
+often as BUDGET_US allows. Every call has slots of its own, as every layer has a cache of its own:
+what is written does not lie in the GPU's cache from the call before. What is read does where it
+fits, as in a model, where the kernel before has just written it.
 
 ``floor_us`` is the bytes that must move (each input read once, each output written once) over what
-an elementwise kernel on a large tensor moves on this GPU in the same run.
+an elementwise kernel on a large tensor moves on this GPU in the same run; ``products_us`` the
+floating-point operations of matrix products, where a case has any to speak of, over what a large
+bf16 product does in the same run.
 """
 
 import ctypes
@@ -20,8 +23,10 @@ import triton
 from tests.platform.value import Platform
 
 CALLS, REPLAYS = 20, 15
+LONG_US, BUDGET_US, FEWEST_REPLAYS = 1000, 300_000, 3
 SLOTS = 131072  # of a cache
 COPY_BYTES = 1 << 30
+PRODUCT = 8192  # rows, columns and depth
 PAUSE = 2_000_000  # GPU cycles, some milliseconds: more than the host takes to queue REPLAYS graphs
 
 Call = Callable[[int], object]  # of the i-th call
@@ -34,7 +39,13 @@ class Sides:
     ours: Call
     upstream: Call | None = None
     eager: Call | None = None
+    others: dict[str, Call] = dataclasses.field(default_factory=dict)  # further rivals by name
     more: dict[str, float] = dataclasses.field(default_factory=dict)  # columns of its own
+
+    def all(self) -> dict[str, Call]:
+        """Those that are there, ours first."""
+        three = {"ours": self.ours, "upstream": self.upstream, "eager": self.eager}
+        return {name: call for name, call in (three | self.others).items() if call is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Case:
     cache_dtype: str  # of what is written: "bf16" or "fp8"
     bytes: int
     build: Callable[[], Sides]
+    flops: int | None = None  # of matrix products, where they and not the bytes may be the bound
 
     @property
     def group(self) -> tuple:
@@ -61,6 +73,7 @@ class Ruler:
 
     empty_us: float
     bytes_per_us: float
+    flops_per_us: float
 
     def row(self, case: Case) -> dict:
         """The row of a case: launches and microseconds a call of each side, and its floor."""
@@ -68,14 +81,14 @@ class Ruler:
         row = {
             name: getattr(case, name) for name in ("work", "model", "tp", "tokens", "cache_dtype")
         }
-        row["launches"] = None
-        for side in ("ours", "upstream", "eager"):
-            call = getattr(sides, side)
-            us, launches = (None, None) if call is None else time(call)
-            row[f"{side}_us"] = us
+        there = sides.all()
+        for side in dict.fromkeys(("ours", "upstream", "eager", *there)):
+            us, launches = time(there[side]) if side in there else (None, None)
             row["launches" if side == "ours" else f"{side}_launches"] = launches
-        floor_us = round(case.bytes / self.bytes_per_us, 4)
-        return row | {"floor_us": floor_us, "empty_us": self.empty_us} | sides.more
+            row[f"{side}_us"] = us
+        row["floor_us"] = round(case.bytes / self.bytes_per_us, 4)
+        row["products_us"] = case.flops and round(case.flops / self.flops_per_us, 4)
+        return row | {"empty_us": self.empty_us} | sides.more
 
 
 def slots(tokens: int) -> list[torch.Tensor]:
@@ -92,25 +105,40 @@ def time(call: Call) -> tuple[float, float]:
     torch.cuda.synchronize()  # the inputs are there
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for i in range(2):
-            call(i)
+        call(0)  # compiles
+        first = pair_of_events()
+        first[0].record()
+        call(1)
+        first[1].record()
         stream.synchronize()
+        calls, replays = repetitions(first[0].elapsed_time(first[1]) * 1e3)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, stream=stream):
-            for i in range(CALLS):
+            for i in range(calls):
                 call(i)
-        launches = nodes(graph) / CALLS
-        for _ in range(3):
+        launches = nodes(graph) / calls
+        for _ in range(min(3, replays // 3)):
             graph.replay()
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
+        events = [pair_of_events() for _ in range(replays)]
         torch.cuda._sleep(PAUSE)
         for start, end in events:
             start.record()
             graph.replay()
             end.record()
         stream.synchronize()
-    times = [start.elapsed_time(end) * 1e3 / CALLS for start, end in events]
+    times = [start.elapsed_time(end) * 1e3 / calls for start, end in events]
     return round(statistics.median(times), 4), launches
+
+
+def repetitions(call_us: float) -> tuple[int, int]:
+    """Calls a graph and replays of it, for a call that takes about so long."""
+    if call_us < LONG_US:
+        return CALLS, REPLAYS
+    return 1, max(FEWEST_REPLAYS, min(REPLAYS, int(BUDGET_US / call_us)))
+
+
+def pair_of_events() -> list[torch.cuda.Event]:
+    return [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
 
 def nodes(graph: torch.cuda.CUDAGraph) -> int:
@@ -139,4 +167,7 @@ def measure_ruler() -> Ruler:
     target = torch.empty_like(source)
     copy_us, _ = time(lambda _: torch.bitwise_not(source, out=target))
     empty_us, _ = time(lambda _: _empty_kernel[(1,)](source, num_warps=1))
-    return Ruler(empty_us, 2 * COPY_BYTES / copy_us)
+    factors = torch.randn(2, PRODUCT, PRODUCT, device="cuda").bfloat16()
+    product = torch.empty_like(factors[0])
+    product_us, _ = time(lambda _: torch.mm(*factors, out=product))
+    return Ruler(empty_us, 2 * COPY_BYTES / copy_us, 2 * PRODUCT**3 / product_us)

@@ -2,7 +2,7 @@
 
 K: `eager` is the release's act_quant (TileLang, where it is installed) and store; `upstream` is
 aiter's operator, which 0.5.11 calls. Gates: `eager` is the release's fp32 projection and products,
-`upstream` 0.5.11's in bf16, both from the model's bf16 x.
+`upstream` 0.5.11's in bf16, both from the model's bf16 x. Both are whole on every rank.
 """
 
 import torch
@@ -12,13 +12,9 @@ from sglang.srt.rocm_patches.indexer_kernel import PAGE_BYTES_PER_SLOT, store_in
 from bench import shapes, upstream
 from bench.harness import SLOTS, Case, Sides, slots
 
-KERNELS = ("indexer_kernel", "indexer_gate_kernel")  # the overlay's modules that are timed
-
 
 def cases(platform):
     for model, tp, rank in shapes.ranks("indexer"):
-        if tp > 1:  # the indexer is whole on every rank
-            continue
         for tokens in shapes.TOKENS:
             moved = tokens * (2 * rank.index_head + PAGE_BYTES_PER_SLOT + 8)
             build = _build_store(rank, tokens, platform.fp8_dtype)

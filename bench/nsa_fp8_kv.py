@@ -1,17 +1,18 @@
 """Latent rows of MLA: cast, concatenate and write; and the same with the rotation and with q.
 
 Of the write, `upstream` is the release's kernel, in FP8 one that it cannot reach on HIP, and
-`eager` what it runs there: two casts and a store. Of the whole, whose q is bf16 as our attention
-reads it, `upstream` is aiter's operator.
+`eager` what it runs there: two casts and a store. The rows, and so the write, are whole on every
+rank. Of the whole, whose q is bf16 as our attention reads it, `upstream` is aiter's operator, and
+`eager` what both releases run: the rotation, q's two parts side by side, and the write.
 """
 
 import torch
 from sglang.srt.rocm_patches.nsa_fp8_kv_kernel import rope_and_write_rows, write_rows
 
 from bench import shapes, upstream
-from bench.harness import SLOTS, Case, Sides, dtype_of, slots
+from bench.harness import SLOTS, Call, Case, Sides, dtype_of, slots
+from bench.rotation import rotation
 
-KERNELS = ("nsa_fp8_kv_kernel",)  # the overlay's modules that are timed
 POSITIONS = 131072
 
 
@@ -21,10 +22,9 @@ def cases(platform):
         for cache_dtype in shapes.CACHE_DTYPES:
             dtype = dtype_of(cache_dtype, platform)
             row = width * (2 + dtype.itemsize) + 8
-            if tp == 1:  # the rows are whole on every rank
-                for tokens in shapes.TOKENS:
-                    build = _build_write(rank, tokens, dtype)
-                    yield Case("write", model, tp, tokens, cache_dtype, tokens * row, build)
+            for tokens in shapes.TOKENS:
+                build = _build_write(rank, tokens, dtype)
+                yield Case("write", model, tp, tokens, cache_dtype, tokens * row, build)
             whole = row + rank.q_heads * width * (2 + 2) + 2 * rank.rotary + 8
             for tokens in shapes.TOKENS:
                 build = _build_rope(rank, tokens, dtype)
@@ -37,24 +37,31 @@ def _key(rank, tokens: int, dtype: torch.dtype):
     return rows, slots(tokens), *latent.split([rank.latent, rank.rotary], -1)
 
 
+def cast_and_store(rows, where, nope, pe) -> Call:
+    """As MLATokenToKVPool.set_mla_kv_buffer does on HIP."""
+    store = upstream.kernel("mem_cache.utils", "set_mla_kv_buffer_triton")
+    if rows.dtype == nope.dtype:
+        return lambda i: store(rows, where[i], nope, pe)
+
+    def call(i):
+        parts = [x.to(rows.dtype).view(torch.uint8) for x in (nope, pe)]
+        store(rows.view(torch.uint8), where[i], *parts)
+
+    return call
+
+
 def _build_write(rank, tokens: int, dtype: torch.dtype):
     def build() -> Sides:
         rows, where, nope, pe = _key(rank, tokens, dtype)
-        store = upstream.kernel("mem_cache.utils", "set_mla_kv_buffer_triton")
+
+        def ours(i):
+            write_rows(rows, where[i], nope, pe)
+
+        releases = cast_and_store(rows, where, nope, pe)
+        if dtype == torch.bfloat16:
+            return Sides(ours, releases)
         fused = upstream.kernel("mem_cache.utils", "set_mla_kv_buffer_triton_fp8_quant")
-        fp8 = dtype != torch.bfloat16
-
-        def eager(i):
-            parts = [x.to(dtype).view(torch.uint8) for x in (nope, pe)]
-            store(rows.view(torch.uint8), where[i], *parts)
-
-        return Sides(
-            lambda i: write_rows(rows, where[i], nope, pe),
-            (lambda i: fused(rows, where[i], nope, pe, dtype))
-            if fp8
-            else (lambda i: store(rows, where[i], nope, pe)),
-            eager if fp8 else None,
-        )
+        return Sides(ours, lambda i: fused(rows, where[i], nope, pe, dtype), releases)
 
     return build
 
@@ -74,6 +81,15 @@ def _build_rope(rank, tokens: int, dtype: torch.dtype):
             "aiter.ops.triton.fused_kv_cache", "fused_qk_rope_cat_and_cache_mla"
         )
         one = torch.ones((), device="cuda")
+        cos_sin = torch.cat((cos, sin), -1).view(POSITIONS, rank.rotary)
+        rotate = rotation(q_pe, k_pe, positions, cos_sin, False)
+        write = cast_and_store(rows, where, k_nope, k_pe)
+
+        def eager(i):
+            rotate()
+            torch.cat((q_nope, q_pe), -1)
+            write(i)
+
         return Sides(
             lambda i: rope_and_write_rows(
                 rows, where[i], q_nope, q_pe, *key, False, torch.bfloat16
@@ -85,6 +101,7 @@ def _build_rope(rank, tokens: int, dtype: torch.dtype):
                     False, q_out_dtype=torch.bfloat16,
                 )
             ),
+            eager,
         )  # fmt: skip
 
     return build

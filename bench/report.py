@@ -9,7 +9,7 @@ from bench import upstream
 from tests import evidence_key
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS = ("upstream", "eager", "floor", "empty")
+OTHERS = ("upstream", "eager", "floor", "products", "empty")
 # What every row has, whatever it measures; a side that this device does not have is null.
 COLUMNS = (
     "work",
@@ -22,6 +22,7 @@ COLUMNS = (
     "upstream_us",
     "eager_us",
     "floor_us",
+    "products_us",
     "empty_us",
 )
 
@@ -32,11 +33,12 @@ def show(subject: str, rows: list[dict]) -> None:
     group = {name: row[name] for name in ("work", "model", "tp", "cache_dtype")}
     if len(rows) == 1 or any(rows[-2][name] != value for name, value in group.items()):
         title = f"{subject}: {row['work']}, {row['model']} TP{row['tp']}, {row['cache_dtype']}"
-        print(f"\n{title}\ntokens launches     ours upstream    eager    floor | ours / upstream"
-              "  / eager  / floor  / empty")  # fmt: skip
-    times = "".join(f" {_number(row[f'{side}_us'], 8)}" for side in ("ours", *OTHERS[:3]))
-    ratios = "".join(f"  {_number(ratio(row, other), 7)}" for other in OTHERS)
-    print(f"{row['tokens']:6} {row['launches']:8g}{times} |       {ratios}", flush=True)
+        sides = "".join(f" {side:>8}" for side in ("ours", *OTHERS))
+        over = "".join(f" {'/ ' + other:>10}" for other in OTHERS)
+        print(f"\n{title}\ntokens launches{sides} | ours{over}")
+    times = "".join(f" {_number(row[f'{side}_us'], 8)}" for side in ("ours", *OTHERS))
+    ratios = "".join(f" {_number(ratio(row, other), 10)}" for other in OTHERS)
+    print(f"{row['tokens']:6} {row['launches']:8g}{times} |     {ratios}", flush=True)
 
 
 def ratio(row: dict, other: str) -> float | None:
@@ -48,19 +50,17 @@ def _number(value: float | None, width: int) -> str:
     return " " * (width - 1) + "-" if value is None else f"{value:{width}.2f}"
 
 
-def write(subject: str, modules: tuple[str, ...], rows: list[dict], ruler) -> Path:
-    """`evidence/<subject>.<device>.json`, underscores for hyphens: the key and the rows.
-
-    modules: those of the overlay that decide what was timed, beside what they import.
-    """
+def write(subject: str, rows: list[dict], ruler) -> Path:
+    """`evidence/<subject>.<device>.json`, underscores for hyphens: the key and the rows."""
     lacking = sorted({name for row in rows for name in COLUMNS if name not in row})
     if lacking or not rows:
         raise ValueError(f"{subject}: rows without {', '.join(lacking) or 'anything'}")
     device = torch.cuda.get_device_name(0)
-    key = evidence_key.key(device, evidence_key.modules(modules)) | {
+    key = evidence_key.key(device, evidence_key.of_bench(subject)) | {
         "subject": subject,
         "release": upstream.RELEASE,
         "bandwidth_tb_s": round(ruler.bytes_per_us / 1e6, 3),
+        "products_tflop_s": round(ruler.flops_per_us / 1e6, 1),
     }
     path = ROOT / "evidence" / evidence_key.file_name(subject.replace("-", "_"), device)
     path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")

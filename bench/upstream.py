@@ -18,7 +18,7 @@ from tests.platform import trees
 from tests.platform.value import Platform
 
 RELEASE = "0.5.10.post1"
-PACKAGES = ("layers", "layers.quantization", "mem_cache")
+PACKAGES = ("layers", "layers.quantization", "layers.rotary_embedding", "mem_cache")
 
 
 @functools.cache
@@ -60,8 +60,17 @@ def kernel(module: str, name: str):
     return getattr(importlib.import_module(f"sglang.srt.{module}"), name)
 
 
+@functools.cache
 def installed(module: str, name: str):
-    """A function of a compiled package such as aiter, None where this machine has none."""
+    """A function of a compiled package such as aiter, None where this machine has none.
+
+    A package that is there and fails at import, or lacks the function, is said once: its column
+    stays empty, the others are measured.
+    """
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return None
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as problem:  # what a compiled package raises at import is its own affair
+        print(f"{module}.{name} is left out: {type(problem).__name__}: {problem}", flush=True)
+        return None

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,7 @@ def case(build=lambda: Sides(lambda i: None, lambda i: None), **changes):
 @pytest.fixture
 def ruler(monkeypatch):
     monkeypatch.setattr(harness, "time", lambda call: (2.5, 1.0))
-    return Ruler(empty_us=0.5, bytes_per_us=430.0)
+    return Ruler(empty_us=0.5, bytes_per_us=430.0, flops_per_us=1000.0)
 
 
 def test_a_row_has_every_column_and_null_for_a_rival_that_is_not_there(ruler):
@@ -37,8 +38,28 @@ def test_a_row_has_every_column_and_null_for_a_rival_that_is_not_there(ruler):
 
 
 def test_columns_of_its_own_stand_beside_the_others(ruler):
-    row = ruler.row(case(lambda: Sides(lambda i: None, more={"ours_error": 0.1})))
-    assert row["ours_error"] == 0.1
+    sides = Sides(lambda i: None, others={"torch": lambda i: None}, more={"ours_error": 0.1})
+    row = ruler.row(case(lambda: sides))
+    assert (row["torch_us"], row["torch_launches"], row["ours_error"]) == (2.5, 1.0, 0.1)
+
+
+def test_what_products_take_stands_beside_what_bytes_take(ruler, capsys):
+    row = ruler.row(case(flops=5000))
+    assert (row["floor_us"], row["products_us"]) == (2.0, 5.0)
+    assert ruler.row(case())["products_us"] is None
+    report.show("layernorm", [row])
+    heading, line = capsys.readouterr().out.splitlines()[-2:]
+    assert "/ products" in heading
+    assert line.split("|")[1].split() == ["1.00", "-", "1.25", "0.50", "5.00"]
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "calls", "replays"),
+    [(2, 20, 15), (900, 20, 15), (5_000, 1, 15), (50_000, 1, 6), (200_000, 1, 3)],
+)
+def test_a_long_call_is_repeated_less(microseconds, calls, replays):
+    assert harness.repetitions(microseconds) == (calls, replays)
+    assert calls * replays * microseconds <= 1_000_000
 
 
 def test_evidence_is_keyed_by_the_kernels_files_and_needs_whole_rows(ruler, monkeypatch, tmp_path):
@@ -46,17 +67,19 @@ def test_evidence_is_keyed_by_the_kernels_files_and_needs_whole_rows(ruler, monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     (tmp_path / "evidence").mkdir()
     row = ruler.row(case())
-    path = report.write("layernorm", ("layernorm_kernel",), [row], ruler)
+    path = report.write("layernorm", [row], ruler)
     assert path.name == "layernorm.Some-GPU.json"
     written = json.loads(path.read_text())
     assert written["rows"] == [row]
+    deciding = {"bench/layernorm.py", "bench/harness.py", "bench/shapes.py", "bench/upstream.py"}
+    assert deciding < written["key"]["files"].keys()
     assert any(name.endswith("layernorm_kernel.py") for name in written["key"]["files"])
     assert written["key"]["release"] == upstream.RELEASE
     for rows in ([{**row}], []):
         if rows:
             del rows[0]["launches"]
         with pytest.raises(ValueError, match="rows without"):
-            report.write("layernorm", ("layernorm_kernel",), rows, ruler)
+            report.write("layernorm", rows, ruler)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +116,26 @@ def test_the_floor_at_8192_tokens_is_the_bytes_that_must_move(
     assert found == [pytest.approx(microseconds * H200, rel=0.025)]
 
 
-def test_every_model_is_timed_in_the_slugs_on_its_path_at_all_sizes(every_case):
+def test_every_rank_is_timed_in_the_slugs_on_its_path_at_all_sizes(every_case):
     for subject in run.SUBJECTS:
-        slug = subject.removesuffix("-sparse-mla")
+        ranks = shapes.ranks(subject.removesuffix("-sparse-mla"))
         rows = [row for row in every_case if row[0] == subject]
-        assert {row[2] for row in rows} == {model for model, _, _ in shapes.ranks(slug)}
-        if subject == slug:
-            assert {row[-2] for row in rows} == set(shapes.TOKENS)
+        works = {row[1] for row in rows if "sliding window" not in row[1]}
+        assert works
+        for work in works:
+            timed = {(row[2], row[3], row[-2]) for row in rows if row[1] == work}
+            assert timed == {(model, tp, n) for model, tp, _ in ranks for n in shapes.TOKENS}
         assert len({row[:-1] for row in rows}) == len(rows)
+
+
+def test_every_form_that_servers_launch_is_timed(every_case):
+    works = {(row[0], row[1]) for row in every_case}
+    assert {
+        ("rope-kv-store", "rope and store, scaled"),
+        ("rope-kv-store", "rope and store, sliding window"),
+        ("fp8-kv-write", "widen"),
+        ("fp8-kv-write", "widen, scaled"),
+    } <= works
 
 
 RED = "def test_it(): raise AssertionError"
@@ -148,6 +183,49 @@ def test_an_unknown_subject_or_a_missing_gpu_is_wrong_usage(monkeypatch, capsys)
     assert "unknown: sparse; known: layernorm" in capsys.readouterr().err
 
 
+def test_quick_takes_few_sizes_and_writes_nothing(ruler, monkeypatch):
+    sizes = [(tp, tokens) for tp in shapes.TENSOR_PARALLEL for tokens in shapes.TOKENS]
+    every = [case(tp=tp, tokens=tokens) for tp, tokens in sizes]
+    timed = []
+
+    def refused(*_):
+        raise AssertionError("written")
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "layernorm", "--quick"])
+    monkeypatch.setattr(value, "choose", lambda: "cuda")
+    monkeypatch.setattr(upstream, "install", lambda platform: None)
+    monkeypatch.setattr(run, "run_tests", lambda subjects, platform: [])
+    monkeypatch.setattr(run, "compile_ahead", lambda *_: None)
+    module = SimpleNamespace(cases=lambda platform: every)
+    monkeypatch.setattr(run.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(harness, "measure_ruler", lambda: ruler)
+    monkeypatch.setattr(report, "show", lambda subject, rows: timed.append(rows[-1]))
+    monkeypatch.setattr(report, "write", refused)
+    assert run.main() == 0
+    chosen = [(tp, n) for tp in run.QUICK_TENSOR_PARALLEL for n in run.QUICK_TOKENS]
+    assert [(row["tp"], row["tokens"]) for row in timed] == chosen
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise OSError('no libamdhip64.so')", "OSError: no libamdhip64.so"),
+        ("", "AttributeError: module 'some_rival' has no attribute 'kernel'"),
+    ],
+)
+def test_a_package_that_fails_or_lacks_the_function_is_said_and_left_out(
+    monkeypatch, tmp_path, capsys, source, told
+):
+    (tmp_path / "some_rival.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_rival", raising=False)
+    upstream.installed.cache_clear()
+    for _ in range(2):
+        assert upstream.installed("some_rival", "kernel") is None
+    assert capsys.readouterr().out == f"some_rival.kernel is left out: {told}\n"
+    assert upstream.installed("no_such_rival", "kernel") is None
+
+
 @pytest.mark.slow
 def test_every_side_of_every_work_runs():
     """On the emulated platform: a rival whose arguments do not fit is found without a GPU."""
@@ -159,4 +237,9 @@ def test_every_side_of_every_work_runs():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "rope and store: ours, upstream, eager" in done.stdout.splitlines()
+    told = done.stdout.splitlines()
+    assert "rope and store, scaled: ours, upstream, eager" in told
+    assert "rope and write: ours, upstream, eager" in told
+    assert "widen, scaled: ours, eager" in told
+    assert "k_norm: ours, upstream, eager, torch" in told
+    assert "the stand-in rotates as the operator does" in told

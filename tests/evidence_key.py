@@ -3,16 +3,18 @@
     {"digests": {release: digest}, "files": {path: blob}, "device": "NVIDIA H200",
      "driver": "570.1", "versions": {"torch": "2.11.0", ...}}
 
-``files`` are the sources whose bytes decide what was measured. For a benchmark of a kernel they are
-its module and what that imports (``modules(["layernorm_kernel"])``), so that another slug's change,
-or one of the slug's guards, leaves it fresh. ``digests`` name the whole patch set as it was; they
-decide only where a key has no ``files``.
+``files`` are the sources whose bytes decide what was measured: of what was measured, and of what
+measured it. For a benchmark they are ``of_bench("layernorm")``, its file of bench/, the kernels
+that it times and all that they import, so that another slug's change, or one of the slug's guards,
+leaves it fresh. ``digests`` name the whole patch set as it was; they decide only where a key has no
+``files``. ``versions`` decide where this repository pins what was measured: ``outdated``.
 """
 
 import ast
 import hashlib
 import importlib.metadata
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +24,25 @@ from patchset.diff import blob_id
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = f"overlay/{series.OVERLAY}"
-PACKAGES = ("torch", "triton", "tilelang", "aiter", "transformers", "pytest")
+MACHINE_CODE, HIP_SOURCE = "tests/kernels/machine_code.py", "tests/kernels/hip_source.py"
+LAUNCHES = ("tests/engine/launches.py", "tests/engine/cases.py")
+# A ROCm image's aiter is called amd-aiter, a wheel's aiter.
+PACKAGES = (
+    "torch",
+    "triton",
+    "tilelang",
+    "aiter",
+    "amd-aiter",
+    "sgl-kernel",
+    "transformers",
+    "pytest",
+)
+# Packages whose modules are followed from what imports them, and where they lie.
+FOLLOWED = {
+    series.OVERLAY.replace("/", "."): OVERLAY,
+    "bench": "bench",
+    "tests.kernels": "tests/kernels",
+}
 
 
 def key(device: str, files: Iterable[str]) -> dict:
@@ -54,19 +74,57 @@ def changed(key: dict, house: Path = ROOT, files: Iterable[str] | None = None) -
     return [path for path in asked if kept.get(path) != _blob(house / path)]
 
 
-def modules(names: Iterable[str], house: Path = ROOT) -> set[str]:
-    """Overlay modules, by name, and those that they import: paths in this repository.
+def outdated(key: dict, package: str, house: Path = ROOT) -> list[str]:
+    """That the key has another version of a package than ci/requirements*.txt pin now, if so."""
+    then, now = key["versions"].get(package), pinned(package, house)
+    return [] if then == now else [f"{package} {then}, now {now}"]
 
-    The package's own __init__.py, which says what is active and what the chip is called, is not
-    among them: no kernel depends on more of it than that.
+
+def pinned(package: str, house: Path = ROOT) -> str | None:
+    for path in sorted(house.glob("ci/requirements*.txt")):
+        if found := re.search(rf"^{re.escape(package)}==(\S+)$", path.read_text(), re.M):
+            return found[1]
+    return None
+
+
+def sources(starts: Iterable[str], house: Path = ROOT) -> set[str]:
+    """Files, there or not, and those that they import of the packages in FOLLOWED.
+
+    A package's own __init__.py is not among them: that of the overlay says what is active and what
+    the chip is called, and no kernel depends on more of it than that.
     """
-    found, todo = set[Path](), {house / OVERLAY / f"{name}.py" for name in names}
+    found, todo = set[str](), set(starts)
     while todo:
         path = todo.pop()
         found.add(path)
-        imported = {house / OVERLAY / f"{name}.py" for name in _imported(path.read_text())}
-        todo |= {other for other in imported if other.is_file()} - found
-    return {path.relative_to(house).as_posix() for path in found}
+        imported = _imported((house / path).read_text()) if (house / path).is_file() else set()
+        todo |= {other for other in imported if (house / other).is_file()} - found
+    return found
+
+
+def modules(names: Iterable[str], house: Path = ROOT) -> set[str]:
+    """Overlay modules, by name, and those that they import."""
+    return sources((f"{OVERLAY}/{name}.py" for name in names), house)
+
+
+def of_bench(subject: str, house: Path = ROOT) -> set[str]:
+    """What decides a benchmark: its rivals, shapes, floor and clock, and the kernels it times."""
+    return sources([f"bench/{subject.replace('-', '_')}.py"], house)
+
+
+def of_machine_code(slug: str, house: Path = ROOT) -> set[str]:
+    """What decides a slug's rows of evidence/aot.*: its kernels, their calls, how they compile."""
+    return _without_overlay(MACHINE_CODE, house) | modules(kernels_of(slug, house), house)
+
+
+def kernels_of(slug: str, house: Path = ROOT) -> list[str]:
+    folder = house / OVERLAY
+    return [path.stem for path in folder.glob(f"{slug.replace('-', '_')}*_kernel.py")]
+
+
+def of_launches(slugs: Iterable[str], house: Path = ROOT) -> set[str]:
+    """What decides how many launches the cases of slugs have: them, and what counts."""
+    return set(LAUNCHES).union(*(of_slug(slug, house) for slug in slugs))
 
 
 def modules_of(slug: str, house: Path = ROOT) -> set[str]:
@@ -125,15 +183,21 @@ def driver() -> str | None:
 
 
 def _imported(source: str) -> set[str]:
-    """Names of this package's modules, and of other things, that a module imports from it."""
-    package = series.OVERLAY.replace("/", ".")
+    """Where the modules would lie that a module imports from the packages in FOLLOWED."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
-            found.add(node.module.removeprefix(package + "."))
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        package, _, name = node.module.rpartition(".")
+        if node.module in FOLLOWED:
+            found |= {f"{FOLLOWED[node.module]}/{alias.name}.py" for alias in node.names}
+        elif package in FOLLOWED:
+            found.add(f"{FOLLOWED[package]}/{name}.py")
     return found
+
+
+def _without_overlay(start: str, house: Path) -> set[str]:
+    return {path for path in sources([start], house) if not path.startswith(OVERLAY)}
 
 
 def _blob(path: Path) -> str | None:

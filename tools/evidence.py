@@ -4,9 +4,9 @@
     python3 tools/evidence.py           each file and slug: fresh, or what has changed since
     python3 tools/evidence.py --json    the same for machines
 
-Evidence is stale for a slug when a file that decided it has changed: see tests/evidence_key.py;
-comparisons of servers, when their release's patch set has. A file without a key cannot be judged
-here; launches.json needs none, a test counts again.
+Evidence is stale for a slug when a file that decided it has changed, or the pinned compiler of
+machine code: see tests/evidence_key.py; comparisons of servers, when their release's patch set has.
+A file without a key cannot be judged and counts as stale.
 Exit codes: 0 all fresh, 1 some stale, 2 wrong usage.
 """
 
@@ -38,6 +38,7 @@ HOW = {
 }
 BY_ROW = ("seeded-faults", "regression-faults")  # a digest in each row, of its slugs
 COMPARISONS = ("gsm8k", "throughput")
+COMPILERS = {"aot": "triton", "tilelang": "tilelang"}  # pinned in ci/requirements*.txt
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,21 @@ class Evidence:
             return [] if same else [f"patch set of {compared['release']}"]
         if self.key is None:
             return ["no key"]
-        if self.subject == "tests":
-            files = evidence_key.of_slug(slug, self.house, release)
-            return evidence_key.changed(self.key, self.house, files)
-        if self.subject == "aot":
-            files = evidence_key.modules(self._kernels(slug), self.house)
-            return evidence_key.changed(self.key, self.house, files)
-        return evidence_key.changed(self.key, self.house)
+        changed = evidence_key.changed(self.key, self.house, self._files(slug, release))
+        compiler = COMPILERS.get(self.subject)
+        return changed + (evidence_key.outdated(self.key, compiler, self.house) if compiler else [])
 
-    def _kernels(self, slug: str) -> list[str]:
-        folder = self.house / evidence_key.OVERLAY
-        return [path.stem for path in folder.glob(f"{slug.replace('-', '_')}*_kernel.py")]
+    def _files(self, slug: str, release: str) -> set[str]:
+        """The files that decide this evidence about a slug."""
+        if self.subject == "tests":
+            return evidence_key.of_slug(slug, self.house, release)
+        if self.subject == "aot":
+            return evidence_key.of_machine_code(slug, self.house)
+        if self.subject == "tilelang":
+            return evidence_key.sources([evidence_key.HIP_SOURCE], self.house)
+        if self.subject == "launches":
+            return evidence_key.of_launches([slug], self.house)
+        return evidence_key.of_bench(self.subject, self.house) | self.key["files"].keys()
 
     def slugs(self, known: list[str]) -> list[str]:
         """The slugs that it is about."""
@@ -126,8 +131,6 @@ def benches(house: Path, slugs: list[str]) -> list[Evidence]:
 def judgements(house: Path) -> Iterator[dict]:
     known = series.load(house).slugs
     for evidence in load(house):
-        if evidence.subject == "launches":
-            continue
         for slug in evidence.slugs(known):
             changed = evidence.changed(slug)
             yield {

@@ -8,6 +8,7 @@ batches of three requests, two layers, no graph.
 
 import json
 
+from tests import evidence_key
 from tests.engine.cases import CASES, Case
 from tests.platform.trees import ROOT
 from tests.platform.value import Platform
@@ -51,6 +52,8 @@ def table() -> list[dict]:
 
 if __name__ == "__main__":
     rows = table()
-    EVIDENCE.write_text(json.dumps(rows, indent=1) + "\n")
+    slugs = {slug for each in rows for slug in each["slugs"]}
+    key = evidence_key.key("cpu", evidence_key.of_launches(slugs))
+    EVIDENCE.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
     for each in rows:
         print(f"{each['case']:32} {each['arch']}  {each['pristine']} -> {each['patched']}")

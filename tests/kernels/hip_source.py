@@ -95,8 +95,7 @@ def main() -> int:
     if not writes_hip():
         print(f"hip_source: this build of TileLang {tilelang.__version__} writes no HIP source")
         return 1
-    modules = ["nsa_fp8_kv_sparse_mla", "nsa_fp8_kv_sparse_mla_tiles"]
-    key = evidence_key.key("none", evidence_key.modules(modules))
+    key = evidence_key.key("none", evidence_key.sources([evidence_key.HIP_SOURCE]))
     for arch in ARCHS:
         rows = []
         for settings, calls in forms(arch):

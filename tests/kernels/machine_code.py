@@ -112,8 +112,8 @@ def resources(code: MachineCode) -> dict:
 
 
 def main() -> int:
-    modules = [path.stem for path in (ROOT / evidence_key.OVERLAY).glob("*_kernel.py")]
-    key = evidence_key.key("none", evidence_key.modules(modules))
+    files = set().union(*(evidence_key.of_machine_code(slug) for slug in SLUGS))
+    key = evidence_key.key("none", files)
     for arch in ARCHS:
         lines = ",\n  ".join(json.dumps(row) for row in table(arch))
         path = ROOT / "evidence" / f"aot.{arch}.json"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Check what the tool cannot: headers, thin hooks, one name for one thing, the README's numbers.
+"""Check what the tool cannot: headers, thin hooks, one name for one thing, the READMEs' numbers.
 
     python3 tools/lint.py            all problems, one a line
-    python3 tools/lint.py --write    write the README's generated tables first
+    python3 tools/lint.py --write    write the READMEs' generated tables first
 
 Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
 """
@@ -83,40 +83,53 @@ def rooms(slug: str) -> Iterator[str]:
             yield f"{path} is missing"
 
 
-# The README's tables ---------------------------------------------------------------------------
+# The READMEs' tables and numbers ---------------------------------------------------------------
 
 
-def readme(patches: series.PatchSet) -> str:
-    """The README with its generated tables as they should be."""
-    text = (HOUSE / "README.md").read_text()
-    for name, table in tables.all_of(HOUSE, patches).items():
+def renewed(document: str, blocks: dict[str, str]) -> str:
+    """A document with its generated tables as they should be."""
+    text = (HOUSE / document).read_text()
+    for name, table in blocks.items():
         form = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
         if found != 1:
-            raise SystemExit(f"lint: README.md has no one `<!-- generated: {name} -->` block")
+            raise SystemExit(f"lint: {document} has no one `<!-- generated: {name} -->` block")
     return text
+
+
+def documents(every: dict[str, dict[str, str]]) -> Iterator[str]:
+    for document, blocks in every.items():
+        text = (HOUSE / document).read_text()
+        if text != renewed(document, blocks):
+            yield f"{document}: a generated table is stale; python3 tools/lint.py --write"
+        for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
+            yield f"{document}: nothing generates the block `{name}`"
+    text, blocks = (HOUSE / "README.md").read_text(), every["README.md"]
+    for line in tables.written_by_hand(text, blocks):
+        yield f"README.md: a number without evidence, in: {line.strip()}"
+    text, blocks = (HOUSE / "bench/README.md").read_text(), every["bench/README.md"]
+    for line in tables.numbers_in_use(text, blocks):
+        yield f"bench/README.md: the version in use has numbers by hand, in: {line.strip()}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the README's tables first")
+    parser.add_argument("--write", action="store_true", help="write the READMEs' tables first")
     args = parser.parse_args()
     try:
         patches = series.load(HOUSE)
     except Refused as refusal:
         raise SystemExit(f"lint: {refusal}") from refusal
-    if args.write:
-        (HOUSE / "README.md").write_text(readme(patches))
+    every_table = tables.all_of(HOUSE, patches)
+    for document, blocks in every_table.items() if args.write else ():
+        (HOUSE / document).write_text(renewed(document, blocks))
     problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(slug)]
     for release in patches.releases.values():
         every = [*release.patches.values(), *filter(None, [release.self_report])]
         for patch in every:
             where = f"patches/{release.name}/{patch.slug}.patch"
             problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
-    if (HOUSE / "README.md").read_text() != readme(patches):
-        problems.append("README.md: a generated table is stale; python3 tools/lint.py --write")
-    for line in tables.written_by_hand((HOUSE / "README.md").read_text()):
-        problems.append(f"README.md: a number without evidence, in: {line.strip()}")
+    problems += documents(every_table)
     for problem in problems:
         print(f"lint: {problem}")
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""The README's generated tables: what the patches say of themselves, and what evidence shows.
+"""The READMEs' generated tables: what the patches say of themselves, and what evidence shows.
 
 A number stands in them only while its evidence is fresh; where it is not, the cell says `stale`.
 """
@@ -6,6 +6,7 @@ A number stands in them only while its evidence is fresh; where it is not, the c
 import re
 import statistics
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 from patchset import series
@@ -15,13 +16,16 @@ STALE = "stale"
 NONE = "–"
 
 
-def all_of(house: Path, patches: series.PatchSet) -> dict[str, str]:
-    """Each table by the name of its block."""
+def all_of(house: Path, patches: series.PatchSet) -> dict[str, dict[str, str]]:
+    """Of each document, each table by the name of its block."""
     return {
-        "slugs": slugs(patches),
-        "proof": proof(house, patches),
-        "speed": speed(house, patches),
-        "machine-code": machine_code(house, patches),
+        "README.md": {
+            "slugs": slugs(patches),
+            "proof": proof(house, patches),
+            "speed": speed(house, patches),
+            "machine-code": machine_code(house, patches),
+        },
+        "bench/README.md": {"current": current(house, patches)},
     }
 
 
@@ -119,7 +123,7 @@ def platforms(house: Path, release: str, slug: str) -> dict[str, dict[str, str]]
 
 
 def speed(house: Path, patches: series.PatchSet) -> str:
-    header = ["slug", "device", "8192 tokens*", "of upstream", "up to 64 tokens, of upstream"]
+    header = ["slug", "device", "8192 tokens", "of upstream", "up to 64 tokens, of upstream"]
     rows = []
     for bench in evidence.benches(house, patches.slugs):
         (slug,) = bench.slugs(patches.slugs)
@@ -128,12 +132,54 @@ def speed(house: Path, patches: series.PatchSet) -> str:
             long = longest(bench.rows)
             short = [row for row in bench.rows if row["tokens"] <= 64]
             cells = [
-                spread([row["ours_us"] / row["floor_us"] for row in long], "x the floor"),
+                "<br>".join(limits(long)),
                 spread([ratio(row) for row in long], ""),
                 spread([ratio(row) for row in short], ""),
             ]
         rows.append([f"`{bench.subject}`", bench.device, *cells])
     return markdown(header, rows)
+
+
+def limits(rows: list[dict]) -> list[str]:
+    """Our times over that of the bytes, and over that of the products where they were counted."""
+    over_bytes = spread([row["ours_us"] / row["floor_us"] for row in rows], "x the floor")
+    products = [row["ours_us"] / row["products_us"] for row in rows if row.get("products_us")]
+    return [over_bytes, *[spread(products, "x the products")] * bool(products)]
+
+
+def current(house: Path, patches: series.PatchSet) -> str:
+    """Our times now: of each work one model, on the fewest and on the most ranks."""
+    header = ["work", "rank", "cache", "device", "T=1", "T=64", "T=8192", "x floor", "x products"]
+    rows = []
+    for bench in evidence.benches(house, patches.slugs):
+        (slug,) = bench.slugs(patches.slugs)
+        stale = bench.changed(slug)
+        for work, cache in dict.fromkeys((r["work"], r["cache_dtype"]) for r in bench.rows):
+            same = [r for r in bench.rows if (r["work"], r["cache_dtype"]) == (work, cache)]
+            model = same[0]["model"]
+            degrees = sorted({r["tp"] for r in same if r["model"] == model})
+            for tp in dict.fromkeys((degrees[0], degrees[-1])):
+                line = {r["tokens"]: r for r in same if (r["model"], r["tp"]) == (model, tp)}
+                cells = [f"{bench.subject}: {work}", f"{model} TP{tp}", cache, bench.device]
+                rows.append([*cells, *([STALE] * 5 if stale else of_line(line))])
+    return markdown(header, rows)
+
+
+def of_line(line: dict[int, dict]) -> list[str]:
+    """Ours at three sizes, the rival in brackets, and over both floors at the last."""
+    cells = []
+    for tokens in (1, 64, 8192):
+        row = line.get(tokens)
+        cells.append(NONE if row is None else f"{row['ours_us']:.2f} ({rival(row)})")
+    last = line.get(8192, {})
+    for floor in ("floor_us", "products_us"):
+        cells.append(f"{last['ours_us'] / last[floor]:.2f}" if last.get(floor) else NONE)
+    return cells
+
+
+def rival(row: dict) -> str:
+    theirs = row.get("upstream_us") or row.get("eager_us")
+    return f"{theirs:.2f}" if theirs else NONE
 
 
 def longest(rows: list[dict]) -> list[dict]:
@@ -194,13 +240,61 @@ def widths(forms: list[dict], access: str) -> set[int]:
 
 # Numbers that are written by hand ---------------------------------------------------------------
 
-# A confidence, "95 % intervals", is none.
-UNIT = r"(?:(?:µs|us|ms|GB/s|TB/s|x|times|percent|faults|tests)\b|%(?! interval)|×)"
-MEASURED = re.compile(rf"(?<!\w)\d[\d.,]*\s?{UNIT}", re.I)
+NUMBER = r"(?<![\w.#])\d[\d.,]*"
+WORD = r"\b(?:two|three|four|five|six|seven|eight|nine|ten|a dozen|twenty|thirty|fifty|a hundred)"
+UNITS = (
+    r"µs|us|ns|ms|(?:micro|milli|nano)?seconds?|[GT]B/s|T?FLOPS?|tokens/s|tokens (?:per|a) second"
+    r"|x|times|fold|percent|faults|tests|[VS]GPRs|(?:vector |scalar )?registers|waves"
+)
+COMPARED = r"times (?:as|the|faster|slower|fewer|less|more|quicker)|fold|percent"
+MEASURED = re.compile(
+    rf"{NUMBER}[\s-]?(?:(?:{UNITS})\b|%(?! interval)|×)"  # "95 % intervals" are a confidence
+    rf"|{WORD}[\s-]?(?:{COMPARED}|(?:micro|milli|nano)seconds)\b"
+    r"|\b(?:twice|half|double) as\b"
+    r"|(?<![\w.])\d+\.\d+ of\b"
+    r"|\bfactor of (?:\d|two|three|four|five|ten)"
+    r"|(?<!\w)[x×](?!86)\d+\b"
+    r"|\bfrom \d[\d.]* to \d",
+    re.I,
+)
+CELL = re.compile(r"\D?\d+(?:,\d{3})*(?:\.\d+)?")
+# Columns of numbers that nobody measures.
+NAMING = re.compile(r"exit|code|version|release|python|rocm|pull|issue", re.I)
 
 
-def written_by_hand(text: str) -> list[str]:
-    """Lines of a README with a measured number outside its generated tables and its code."""
-    for form in (r"<!-- generated: .*?<!-- end -->", r"^```.*?^```", r"`[^`\n]*`"):
-        text = re.sub(form, "", text, flags=re.S | re.M)
-    return [line for line in text.splitlines() if MEASURED.search(line)]
+def written_by_hand(text: str, blocks: Iterable[str]) -> list[str]:
+    """Lines of a README with a measured number outside its generated blocks and its listings."""
+    text = without(text, blocks)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines = text.splitlines()
+    found = [line for line in lines if MEASURED.search(line)]
+    return found + [line for line in numeric_rows(lines) if line not in found]
+
+
+def without(text: str, blocks: Iterable[str]) -> str:
+    for name in blocks:
+        text = re.sub(rf"<!-- generated: {name} -->.*?<!-- end -->", "", text, flags=re.S)
+    return text
+
+
+def numeric_rows(lines: list[str]) -> Iterable[str]:
+    """Table rows with a number for a cell, but in a column that names something by numbers."""
+    header: list[str] = []
+    for line in lines:
+        if not line.startswith("|"):
+            header = []
+            continue
+        cells = [cell.strip(" *`") for cell in line.strip().strip("|").split("|")]
+        header = header or cells
+        titled = zip_longest(header, cells, fillvalue="")
+        if any(CELL.fullmatch(cell) and not NAMING.search(title) for title, cell in titled):
+            yield line
+
+
+# In bench/README.md a version in bold is the one in use. What it takes now is for `current` to say.
+BOLD_NUMBER = re.compile(r"\*\*[\d.]+\*\*")
+
+
+def numbers_in_use(text: str, blocks: Iterable[str]) -> list[str]:
+    """Lines of a log of versions that give numbers of the one in use by hand."""
+    return [line for line in without(text, blocks).splitlines() if BOLD_NUMBER.search(line)]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from patchset import series
 from tests import evidence_key
+from tools import tables
 
 HOUSE = Path(__file__).resolve().parents[2]
 OVERLAY = evidence_key.OVERLAY
@@ -18,10 +20,13 @@ PATCH = "patches/0.5.10.post1/layernorm.patch"
 @pytest.fixture
 def house(tmp_path):
     """A copy of what lint reads."""
-    for folder in ("patchset", "patches", "overlay", "tools", "tests/references", "tests/kernels"):
+    for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci", "evidence"):
         shutil.copytree(HOUSE / folder, tmp_path / folder)
-    shutil.copytree(HOUSE / "evidence", tmp_path / "evidence")
-    for file in ("README.md", "tests/__init__.py", "tests/evidence_key.py"):
+    for folder in ("tests/references", "tests/kernels"):
+        shutil.copytree(HOUSE / folder, tmp_path / folder)
+    (tmp_path / "tests/engine").mkdir()
+    files = ("README.md", "tests/__init__.py", "tests/evidence_key.py", *evidence_key.LAUNCHES)
+    for file in files:
         shutil.copy(HOUSE / file, tmp_path / file)
     return tmp_path
 
@@ -96,8 +101,10 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
     readme, measured = house / "README.md", "| `layernorm` | gfx942 | "
     report = house / "evidence/aot.gfx942.json"
     found = json.loads(report.read_text())
-    modules = evidence_key.modules(path.stem for path in (house / OVERLAY).glob("*_kernel.py"))
-    found["key"] = evidence_key.key("none", modules)
+    slugs = series.load(HOUSE).slugs
+    files = set().union(*(evidence_key.of_machine_code(slug) for slug in slugs))
+    found["key"] = evidence_key.key("none", files)
+    found["key"]["versions"]["triton"] = evidence_key.pinned("triton")
     report.write_text(json.dumps(found))  # as if measured now
     assert lint(house, "--write").returncode == 0
     assert f"{measured}stale |" not in readme.read_text()
@@ -109,12 +116,83 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
     assert "| `write_kv` | gfx942 | stale |" not in readme.read_text()
 
 
-@pytest.mark.parametrize("claim", ["in 3.5 us", "1.9x faster", "40% less", "61 faults were caught"])
-def test_a_number_written_by_hand_is_refused(house, claim):
-    edit(house / "README.md", "## Revert", f"It runs {claim}.\n\n## Revert")
-    assert f"a number without evidence, in: It runs {claim}." in lint(house).stdout
+CLAIMS = (
+    "in 3.5 us",
+    "1.9x faster",
+    "40% less",
+    "61 faults were caught",
+    "three times faster",
+    "twice as fast",
+    "at 0.36 of upstream",
+    "in 2.5 microseconds",
+    "in 800 ns",
+    "12000 tokens/s",
+    "2-fold",
+    "by a factor of 7.7",
+    "x1.9",
+    "in 250 VGPRs",
+    "so that launches fall from 6 to 2",
+    "`1.9x` faster",
+)
 
 
-def test_a_confidence_is_no_measurement(house):
-    edit(house / "README.md", "## Revert", "It gives 95 % intervals.\n\n## Revert")
-    assert lint(house).returncode == 0
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_number_written_by_hand_is_told(claim):
+    assert tables.written_by_hand(f"It runs {claim}.", []) == [f"It runs {claim}."]
+
+
+def test_a_row_of_numbers_written_by_hand_is_told():
+    row = "| 46.9 | 1.13 |"
+    assert tables.written_by_hand(f"| ours | floor |\n|---|---|\n{row}", []) == [row]
+    assert tables.written_by_hand(row, []) == [row]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It gives 95 % intervals, both arms three times in turn.",
+        "Python 3.10 to 3.13, x86_64, releases 0.5.9 and 0.5.10.post1, #22424 of upstream",
+        "Exit codes: 0, 1 and 130; 127 of 128 keys",
+        "| exit code | release | |\n|---|---|---|\n| 130 | 0.5 | 0.5.10 |",
+        "<!-- generated: speed -->1.9x<!-- end -->",
+    ],
+)
+def test_a_confidence_a_version_and_a_name_are_no_measurement(text):
+    assert tables.written_by_hand(text, ["speed"]) == []
+
+
+def test_numbers_by_hand_are_refused_in_both_documents(house):
+    edit(house / "README.md", "## Revert", "It runs 1.9x faster.\n\n## Revert")
+    edit(house / "bench/README.md", "# Versions tried", "# Versions tried\n| **3.1** |\n")
+    told = lint(house).stdout
+    assert "README.md: a number without evidence, in: It runs 1.9x faster." in told
+    assert "bench/README.md: the version in use has numbers by hand, in: | **3.1** |" in told
+
+
+@pytest.mark.parametrize("document", ["README.md", "bench/README.md"])
+def test_a_block_that_nothing_generates_is_refused(house, document):
+    path = house / document
+    path.write_text(path.read_text() + "\n<!-- generated: mine -->1.9x faster<!-- end -->\n")
+    told = lint(house).stdout
+    assert f"{document}: nothing generates the block `mine`" in told
+    assert ("a number without evidence" in told) == (document == "README.md")
+
+
+def test_what_a_version_takes_now_is_said_by_its_evidence(house):
+    """Beside the products' time where that was counted, and no longer when it has aged."""
+    row = {"work": "w", "model": "M", "tp": 1, "cache_dtype": "fp8", "eager_us": None}
+    times = {"ours_us": 6.0, "upstream_us": 12.0, "floor_us": 3.0, "products_us": 4.0}
+    rows = [row | times | {"tokens": tokens} for tokens in (1, 64, 8192)]
+    key = evidence_key.key("Invented GPU", evidence_key.of_bench("layernorm"))
+    kept = house / "evidence/layernorm.Invented-GPU.json"
+    kept.write_text(json.dumps({"key": key, "rows": rows}))
+    line = "| layernorm: w | M TP1 | fp8 | Invented-GPU | "
+    lint(house, "--write")
+    now = (house / "bench/README.md").read_text()
+    assert f"{line}6.00 (12.00) | 6.00 (12.00) | 6.00 (12.00) | 2.00 | 1.50 |" in now
+    overview = (house / "README.md").read_text()
+    assert "2.00x the floor (2.00 to 2.00)<br>1.50x the products (1.50 to 1.50)" in overview
+    harness = house / "bench/harness.py"
+    harness.write_text(harness.read_text() + "\n# changed\n")
+    lint(house, "--write")
+    assert f"{line}stale |" in (house / "bench/README.md").read_text()

@@ -7,6 +7,7 @@ upstream's kernel for the same call (release 0.5.10.post1) where it has one. `pr
 that test_machine_code.py holds each of them to.
 """
 
+import collections
 import json
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ LEAST_WAVES = 4
 # A row of the index cache has 132 bytes, one token each: no store to it can be wider than 4.
 WIDEST_STORE = {"_store_index_k_kernel": 4}
 MANY_TOKENS = 16384
+CALL = ("work", "model", "tp", "tokens", "cache_dtype")  # what tells real calls of a slug apart
 
 
 def problems(code: MachineCode, row: dict) -> Iterator[str]:
@@ -94,6 +96,18 @@ def table(arch: str) -> list[dict]:
     return rows
 
 
+def launches(arch: str) -> list[dict]:
+    """Calls of more than one launch, with how many; a real call that is not here has one."""
+    counts = collections.Counter(
+        (slug, *(call[name] for name in CALL))
+        for slug in SLUGS
+        for found in aot.recorded("distinct", slug, arch)
+        for call in found["calls"]
+    )
+    names = ("slug", *CALL, "launches")
+    return [dict(zip(names, (*call, n), strict=True)) for call, n in counts.items() if n > 1]
+
+
 def resources(code: MachineCode) -> dict:
     return {
         "warps": code.warps,
@@ -115,10 +129,11 @@ def main() -> int:
     files = set().union(*(evidence_key.of_machine_code(slug) for slug in SLUGS))
     key = evidence_key.key("none", files)
     for arch in ARCHS:
-        lines = ",\n  ".join(json.dumps(row) for row in table(arch))
-        path = ROOT / "evidence" / f"aot.{arch}.json"
-        key |= {"arch": arch}
-        path.write_text(f'{{\n "key": {json.dumps(key)},\n "rows": [\n  {lines}\n ]\n}}\n')
+        parts = {"key": json.dumps(key | {"arch": arch})}
+        for name, rows in (("launches", launches(arch)), ("rows", table(arch))):
+            parts[name] = "[\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
+        text = ",\n ".join(f'"{name}": {part}' for name, part in parts.items())
+        (ROOT / "evidence" / f"aot.{arch}.json").write_text(f"{{\n {text}\n}}\n")
     return 0
 
 

@@ -43,7 +43,7 @@ FP8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
 @dataclass(frozen=True)
 class Call:
     slug: str
-    work: str  # what it does, where a slug does more than one thing
+    work: str  # what it does, as bench/ calls it where it times it
     model: str
     tp: int
     tokens: int
@@ -80,14 +80,19 @@ def distinct(slug: str, arch: str) -> list[dict]:
 
 
 def past_31_bits(slug: str, arch: str) -> list[dict]:
-    """Launches of every kernel of a slug on tensors of more than 2^31 elements: aot.narrow's."""
-    model, tp, rank = ranks(slug)[0]
-    found: dict[str, dict] = {}
-    for cache_dtype in CACHE_DTYPES:
-        for call in _OF_SLUG[slug](slug, model, tp, rank, MANY_TOKENS, cache_dtype, arch):
-            for launch in recorded(call.ours, arch):
-                row = {"launch": launch.request, "integers": launch.integers, "grid": launch.grid}
-                found.setdefault(launch.request["kernel"], row)
+    """Launches of every kernel of a slug on tensors of more than 2^31 elements: addresses.narrow's.
+
+    One for each set of arguments that a kernel is given: with scales or a slot mapping, or without.
+    """
+    found: dict[tuple, dict] = {}
+    for model, tp, rank in ranks(slug):
+        for cache_dtype in CACHE_DTYPES if tp == 1 else ():
+            for call in _OF_SLUG[slug](slug, model, tp, rank, MANY_TOKENS, cache_dtype, arch):
+                for launch in recorded(call.ours, arch):
+                    request = launch.request
+                    row = {"launch": request, "integers": launch.integers, "grid": launch.grid}
+                    given = frozenset(request["signature"])
+                    found.setdefault((request["kernel"], given), row)
     return list(found.values())
 
 
@@ -128,7 +133,7 @@ def _indexer(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
     quantised, scale = tensor(*k.shape, dtype=fp8), tensor(tokens, 1, dtype=torch.float32)
     accessor = functools.partial(upstream, "srt/layers/attention/nsa/index_buf_accessor.py", arch)
     yield Call(
-        slug, "store K", model, tp, tokens, cache_dtype,
+        slug, "index K", model, tp, tokens, cache_dtype,
         lambda: indexer_kernel.store_index_k(k, cache, slots(tokens), 1, fp8),
         lambda: accessor()._set_k_and_s_triton(cache, slots(tokens), quantised, scale, 1),
     )  # fmt: skip
@@ -140,7 +145,7 @@ def _indexer(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
     )  # fmt: skip
     x, weight = tensor(tokens, rank.hidden), tensor(rank.index_heads, rank.hidden)
     yield Call(
-        slug, "project gates", model, tp, tokens, "–",
+        slug, "head gates", model, tp, tokens, "–",
         lambda: indexer_gate_kernel.project_head_gates(x, weight, q_scale, 0.1, 0.1),
     )  # fmt: skip
 
@@ -161,7 +166,7 @@ def _nsa_fp8_kv(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
             theirs().set_mla_kv_buffer_triton(rows, slots(tokens), normed, pe)
 
     yield Call(
-        slug, "write rows", *about,
+        slug, "write", *about,
         lambda: nsa_fp8_kv_kernel.write_rows(rows, slots(tokens), normed, pe),
         upstreams_write,
     )  # fmt: skip
@@ -169,13 +174,20 @@ def _nsa_fp8_kv(slug, model, tp, rank: SparseLatent, tokens, cache_dtype, arch):
     q = tensor(tokens, rank.q_heads, 128 + 64 + rank.rotary)
     cos, sin = (tensor(POSITIONS, 1, 1, rank.rotary // 2) for _ in range(2))
     yield Call(
-        slug, "rotate and write rows", *about,
+        slug, "rope and write", *about,
         lambda: nsa_fp8_kv_kernel.rope_and_write_rows(
             rows, slots(tokens), absorbed, q[..., -rank.rotary :], normed, pe, slots(tokens),
             cos, sin, False, torch.bfloat16,
         ),
     )  # fmt: skip
     if cache_dtype == "fp8":
+        yield Call(
+            slug, "rope and write, q in FP8", *about,
+            lambda: nsa_fp8_kv_kernel.rope_and_write_rows(
+                rows, slots(tokens), absorbed, q[..., -rank.rotary :], normed, pe, slots(tokens),
+                cos, sin, False,
+            ),
+        )  # fmt: skip
         whole = tensor(tokens, rank.q_heads, rank.latent + rank.rotary)
         yield Call(
             slug, "cast q", *about, lambda: nsa_fp8_kv_kernel.saturating_cast(whole, dtype)
@@ -186,22 +198,27 @@ def _rope_kv_store(slug, model, tp, rank: GroupedQuery, tokens, cache_dtype, arc
     dtype = FP8[arch] if cache_dtype == "fp8" else torch.bfloat16
     angles, positions = tensor(POSITIONS, rank.rotary), slots(tokens)
     q, k, v = qkv(rank, tokens)
-    for swa in (False, True) if model.startswith("gpt-oss") else (False,):
+    one = tensor(1, dtype=torch.float32)
+    forms = {"rope and store": (False, None)}
+    if model.startswith("gpt-oss"):
+        forms["rope and store, sliding window"] = (True, None)
+    if cache_dtype == "fp8":
+        forms |= {f"{work}, scaled": (swa, one) for work, (swa, _) in forms.items()}
+    for work, (swa, scale) in forms.items():
         cache = kv_cache(rank, dtype, swa)
 
-        def ours(cache=cache):
+        def ours(cache=cache, scale=scale):
             rope_kv_store_kernel.rotate_and_store(
-                q, k, v, positions, angles, True, cache, slots(tokens), None, None
+                q, k, v, positions, angles, True, cache, slots(tokens), scale, scale
             )
 
-        def upstreams(cache=cache):
+        def upstreams(cache=cache, scale=scale):
             upstream("srt/layers/attention/utils.py", arch).fused_qk_rope_reshape_and_cache(
                 q, k, v, cache.k.unsqueeze(1), cache.v.unsqueeze(1), slots(tokens), positions,
-                angles, None, None, True, True, q_out=q, k_out=k, output_zeros=False,
+                angles, scale, scale, True, True, q_out=q, k_out=k, output_zeros=False,
                 swa_slot_mapping=cache.full_to_swa,
             )  # fmt: skip
 
-        work = "sliding window" if swa else "all layers"
         yield Call(slug, work, model, tp, tokens, cache_dtype, ours, upstreams)
 
 
@@ -210,7 +227,7 @@ def _fp8_kv_write(slug, model, tp, rank: GroupedQuery, tokens, cache_dtype, arch
         return
     _, k, v = qkv(rank, tokens)
     one = tensor(1, dtype=torch.float32)
-    for work, scale in (("no scales", None), ("scales", one)):
+    for form, scale in (("", None), (", scaled", one)):
         cache = kv_cache(rank, FP8[arch], model.startswith("gpt-oss"))
 
         def ours(cache=cache, scale=scale):
@@ -222,7 +239,7 @@ def _fp8_kv_write(slug, model, tp, rank: GroupedQuery, tokens, cache_dtype, arch
                 cache.full_to_swa, scale, scale,
             )  # fmt: skip
 
-        yield Call(slug, work, model, tp, tokens, cache_dtype, ours, upstreams)
+        yield Call(slug, f"write{form}", model, tp, tokens, cache_dtype, ours, upstreams)
 
         def read(cache=cache, scale=scale):
             in_use, end = slots(tokens).int(), tensor(1, dtype=torch.int32)
@@ -230,7 +247,7 @@ def _fp8_kv_write(slug, model, tp, rank: GroupedQuery, tokens, cache_dtype, arch
                 cache.k, cache.v, in_use, end, scale, scale, torch.bfloat16
             )
 
-        yield Call(slug, f"widen, {work}", model, tp, tokens, cache_dtype, read)
+        yield Call(slug, f"widen{form}", model, tp, tokens, cache_dtype, read)
 
 
 _OF_SLUG = {

@@ -29,9 +29,10 @@ def test_every_form_that_the_real_models_select_fits_the_chip(slug, arch):
     assert not told, "\n".join(told)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 @slugs
-def test_addresses_hold_past_two_to_the_31st_element(slug):
-    for row in aot.recorded("past_31_bits", slug, "gfx942"):
+def test_addresses_hold_past_two_to_the_31st_element(slug, arch):
+    for row in aot.recorded("past_31_bits", slug, arch):
         code = aot.compile_request(row["launch"])
         assert not narrow(code.ttir, row["integers"], row["grid"]), row["launch"]["kernel"]
 
@@ -51,6 +52,19 @@ def test_the_real_calls_launch_every_kernel_of_the_overlay():
         for row in aot.recorded(calls, slug, "gfx942")
     }
     assert kernels == launched
+
+
+def test_stores_with_scales_and_a_sliding_window_are_among_the_forms():
+    for table in ("distinct", "past_31_bits"):
+        stores = [
+            row["launch"]["signature"] for row in aot.recorded(table, "rope-kv-store", "gfx942")
+        ]
+        forms = {("full_to_swa" in given, "k_scale" in given) for given in stores}
+        assert forms == {(swa, scaled) for swa in (False, True) for scaled in (False, True)}
+    rows = aot.recorded("distinct", "nsa-fp8-kv", "gfx942")
+    turned = [row for row in rows if row["launch"]["kernel"] == "_rope_and_write_kernel"]
+    q_types = {row["launch"]["signature"]["q_out"].partition(":")[0] for row in turned}
+    assert q_types == {"*bf16", "*fp8e4b8"}
 
 
 # The gate bites ---------------------------------------------------------------------------------

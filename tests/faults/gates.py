@@ -69,7 +69,10 @@ def failing_test(
     """The first of `tests` that fails in a copy of the project; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rf"]
     command += ["--platform", platform, "--arch", arch, *options, *tests]
-    environment = os.environ | {"PYTHONPATH": ""}
+    # Packages that lie there are wanted, this project is not: the copy's own modules are.
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    beside = [folder for folder in path if folder and Path(folder).resolve() != ROOT]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(beside)}
     done = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, check=False
     )

@@ -6,6 +6,6 @@ HELP = """exit codes:
   0    PASS
   1    REGRESSION
   2    wrong usage, or refused: nothing was judged, and the reason is printed
-  3    INCONCLUSIVE: says how many further runs would settle it
-  4    the run failed: a server or a request; a transport error is no wrong answer
+  3    INCONCLUSIVE: says what would settle it, where further runs or questions can
+  4    the run failed: a server, a request or this program; that is no wrong answer
   130  interrupted; finished runs are kept, the same command goes on from there"""

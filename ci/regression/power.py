@@ -1,92 +1,112 @@
-"""What a comparison can and cannot see, before it starts: exact probabilities, one run an arm.
+"""What a comparison can and cannot see, before it starts: probabilities of the rule of decide.py.
 
-A question is lost with (d + drop) / 2 and gained with (d - drop) / 2, where d is the share of
-discordant questions. Several runs an arm count as that many more questions.
+Supposed of the questions: a share `drop` is lost for good, right in each pristine run and wrong in
+each patched one. Noise is that 2 (d - drop) of them are coins, right in half of all runs of either
+arm; so d is the share that a pristine and a patched run differ in. More runs wear the noise down,
+but what is lost for good no further, and the questions stay as many as they are: the exact bound,
+with its need of some 300 for a margin of 1 point, is of questions.
+
+How many questions differ by how much is drawn (DRAWS times, always the same ones, a chance is right
+within 0.02); for each draw the chances are exact.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from .decide import ALPHA, FEW, POWER
+from .decide import ALPHA, Z, lost_by_chance, lower_bound
 
 DISCORDANCE = (0.01, 0.02, 0.03, 0.05, 0.13)
 DROPS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03)
 MARGINS = (0.005, 0.01, 0.015, 0.02)
+DRAWS = 200
 
 
 @dataclass(frozen=True)
 class Row:
     discordance: float
     error: float  # standard error of the difference
-    flagged: tuple[float | None, ...]  # P(McNemar), for each of DROPS; None where drop > d
+    flagged: tuple[float | None, ...]  # P(REGRESSION by loss), for DROPS; None where drop > d
     passed: tuple[float, ...]  # P(non-inferior) without a true drop, for each of MARGINS
-    needed: tuple[int, ...]  # answers an arm for POWER, for MARGINS from 1 point
+    needed: tuple[int, ...]  # questions for POWER with these runs, for MARGINS from 1 point
 
 
-def table(answers: int) -> list[Row]:
-    return [row(share, answers) for share in DISCORDANCE]
+def table(questions: int, runs: int) -> list[Row]:
+    return [row(share, questions, runs) for share in DISCORDANCE]
 
 
-def row(share: float, answers: int) -> Row:
-    z = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER)
+def row(share: float, questions: int, runs: int) -> Row:
     return Row(
         share,
-        float(np.sqrt(share / answers)),
-        tuple(flagged(answers, share, drop) if drop <= share else None for drop in DROPS),
-        tuple(passed(answers, share, margin) for margin in MARGINS),
-        tuple(int(np.ceil(share * (z / margin) ** 2)) for margin in MARGINS[1:]),
+        float(np.sqrt(share / runs / questions)),
+        tuple(flagged(questions, runs, share, drop) if drop <= share else None for drop in DROPS),
+        passed(questions, runs, share, MARGINS),
+        tuple(needed(runs, share, margin) for margin in MARGINS[1:]),
     )
 
 
-def _discordant(answers: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of discordant questions that occur, and their probabilities."""
-    low, high = stats.binom.ppf((1e-9, 1 - 1e-9), answers, share).astype(int)
-    counts = np.arange(low, high + 1)
-    return counts, stats.binom.pmf(counts, answers, share)
+def needed(runs: int, share: float, margin: float) -> int:
+    """Questions with which a bound passes with POWER where nothing is lost."""
+    exact = np.log(ALPHA) / np.log1p(-margin)  # with no discordance at all
+    return int(np.ceil(max(share / runs * (Z / margin) ** 2, exact)))
 
 
-def flagged(answers: int, share: float, drop: float) -> float:
-    """P(exact one-sided McNemar < ALPHA)."""
-    counts, weight = _discordant(answers, share)
-    # The fewest losses among k that chance explains in less than ALPHA.
-    critical = stats.binom.isf(ALPHA, counts, 0.5) + 1
-    lost = (share + drop) / 2 / share
-    return float(weight @ stats.binom.sf(critical - 1, counts, lost))
+def _drawn(
+    questions: int, runs: int, share: float, drop: float
+) -> Iterator[tuple[dict[int, int], int]]:
+    """{size in 1/runs: coins that differ so much}, and how many questions are lost for good."""
+    sizes = np.arange(1, runs + 1)
+    heads_apart = 2 * stats.binom.pmf(runs + sizes, 2 * runs, 0.5)
+    coins = 2 * (share - drop) * heads_apart
+    chances = [*coins, drop, 1 - coins.sum() - drop]
+    for drawn in np.random.default_rng(0).multinomial(questions, chances, DRAWS):
+        yield dict(zip(sizes.tolist(), drawn.tolist(), strict=False)), int(drawn[runs])
 
 
-def passed(answers: int, share: float, margin: float) -> float:
-    """P(the lower bound is above -margin) where losing and gaining are as likely."""
-    counts, weight = _discordant(answers, share)
-    t = stats.t.ppf(1 - ALPHA, answers - 1)
+def flagged(questions: int, runs: int, share: float, drop: float) -> float:
+    """P(the one-sided sign-flip test gives p < ALPHA)."""
     chance = 0.0
-    for k, w in zip(counts, weight, strict=True):
-        losses = np.arange(k + 1)
-        mean = (k - 2 * losses) / answers
-        deviation = np.sqrt(np.maximum(k - answers * mean**2, 0) / (answers - 1))
-        bound = mean - t * deviation / np.sqrt(answers)
-        if k < FEW:
-            bound = -stats.beta.ppf(1 - ALPHA, losses + 1, answers - losses)
-        chance += w * stats.binom.pmf(losses, k, 0.5)[bound > -margin].sum()
-    return float(chance)
+    for coins, for_good in _drawn(questions, runs, share, drop):
+        by_chance = lost_by_chance({**coins, runs: coins[runs] + for_good})
+        p = by_chance[::-1].cumsum()[::-1]
+        fewest = int(np.argmax(p < ALPHA)) if p[-1] < ALPHA else len(p)
+        chance += lost_by_chance(coins)[max(fewest - runs * for_good, 0) :].sum()
+    return float(chance / DRAWS)
+
+
+def passed(
+    questions: int, runs: int, share: float, margins: tuple[float, ...]
+) -> tuple[float, ...]:
+    """P(the lower bound is above -margin) where nothing is lost for good, for each margin."""
+    chances = np.zeros(len(margins))
+    for coins, _ in _drawn(questions, runs, share, 0.0):
+        by_chance = lost_by_chance(coins)
+        lost = np.arange(len(by_chance)) / runs
+        mean = (lost[-1] - 2 * lost) / questions
+        squares = sum(n * (size / runs) ** 2 for size, n in coins.items())
+        variance = (squares - questions * mean**2) / max(questions - 1, 1)
+        bound = lower_bound(questions, sum(coins.values()), lost, mean, variance)
+        chances += [by_chance[bound > -margin].sum() for margin in margins]
+    return tuple(float(chance) for chance in chances / DRAWS)
 
 
 def text(questions: int, runs: int) -> str:
     """The table, for people; drops and margins in points of accuracy."""
-    answers = questions * runs
     header = ["discordant", "SE"]
     header += [f"drop {100 * drop:g}" for drop in DROPS]
     header += [f"pass m={100 * margin:g}" for margin in MARGINS]
     header += [f"n m={100 * margin:g}" for margin in MARGINS[1:]]
     lines = [
-        f"Power of {questions} questions x {runs} runs an arm = {answers} answers: chance that a "
-        "drop is flagged (McNemar),",
-        "that no drop passes a margin m (lower bound), and answers an arm for a power of 80 %. "
-        "In points of accuracy.",
+        f"Power of {questions} questions x {runs} runs an arm, by the share of questions in which "
+        "two runs differ: chance that a drop is",
+        "flagged (sign-flip test), that no drop passes a margin m (lower bound), and questions for "
+        "a power of 80 % with so many runs.",
+        "Drops and margins in points of accuracy.",
         " | ".join(header),
     ]
-    for each in table(answers):
+    for each in table(questions, runs):
         cells = [f"{each.discordance:.0%}", f"{100 * each.error:.2f}"]
         cells += ["–" if p is None else f"{p:.2f}" for p in each.flagged]
         cells += [f"{p:.2f}" for p in each.passed]

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import Refused
 
+GSM8K = 1319  # questions of the test set
 SHOWN = 3  # question ids named in a message
 
 

@@ -41,7 +41,7 @@ def accuracy(result: dict[str, Any]) -> str:
     flips = found["flips"]
     noise = flips["pristine_pristine"]
     lines += ["", *table(
-        ["questions", "difference", "lower bound", "margin", "lost", "gained", "McNemar p",
+        ["questions", "difference", "lower bound", "margin", "lost", "gained", "p of the loss",
          "flips A/B", "flips A/A"],
         [[
             str(found["questions"]), f"{found['difference']:+.2%}", f"{found['lower_bound']:+.2%}",

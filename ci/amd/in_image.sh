@@ -29,6 +29,7 @@ exec docker run --rm --init \
     --env HF_TOKEN --env HF_HOME=/cache/huggingface --env PIP_CACHE_DIR=/cache/pip \
     --env HF_HUB_ETAG_TIMEOUT=300 --env HF_HUB_DOWNLOAD_TIMEOUT=300 \
     --env OWNER="$(id -u):$(id -g)" --env ENVIRONMENT="${ENVIRONMENT:-}" \
+    --env ROCM_PATCHES_IMAGE="$image" \
     "$image" bash -c '
         set -euo pipefail
         git config --global --add safe.directory /work

@@ -13,11 +13,10 @@ from typing import Any
 
 from . import evaluate, power, questions, runs, self_report
 from .comparison import ARMS, Comparison, say
-from .decide import Decision, decide
+from .decide import Decision, decide, off_path
 from .errors import Refused
 from .servers import serving
 
-GSM8K_QUESTIONS = 1319
 # The fewest shots of GSM8K whose prompts (12,256 characters and more) pass 2048 tokens.
 FEWEST_NSA_SHOTS = 20
 
@@ -38,7 +37,7 @@ def run(
         )
     key = runs.begin(work, _key(comparison, settings))
     say(comparison.shown())
-    say(power.text(settings.limit or GSM8K_QUESTIONS, rounds))
+    say(power.text(evaluate.count(settings), rounds))
     for arm, number in runs.missing(work, rounds):
         _one(comparison, settings, arm, number, work)
     arms = runs.kept(work)
@@ -47,24 +46,25 @@ def run(
         margin=margin,
         floor=comparison.preset.floor,
     )
-    return decision, {"configuration": key, "arms": arms}
+    return off_path(decision, runs.declined(arms)), {"configuration": key, "arms": arms}
 
 
 def _one(
     comparison: Comparison, settings: evaluate.Settings, arm: str, number: int, work: Path
 ) -> None:
     log = work / f"{arm}-{number}.server.log"
+    task = evaluate.load(settings, work)
     start = time.monotonic()
     with serving(comparison.arms[arm], comparison.launcher, work, log,
                  comparison.start_seconds) as url:  # fmt: skip
         started = time.monotonic()
-        how, report = comparison.check(arm, url)
+        how, before = comparison.check(arm, url, work)
         say(f"   {how}, at {url}")
-        rows = evaluate.questions(settings, url, work)
+        rows = evaluate.questions(settings, task, url)
         after = self_report.read(url)
-    if report is not None and (after or {}).get("digest") != report["digest"]:
+    if after.digest != before.digest:
         raise Refused(f"{url} was another server at the end of the run than at its beginning")
-    declined = self_report.declined(after, comparison.slugs if arm == "patched" else ())
+    declined = after.declined(comparison.slugs if arm == "patched" else ())
     for line in declined:
         say(f"   warning: pristine path taken in the patched arm: {line}")
     path = work / f"{arm}-{number}.jsonl"
@@ -73,7 +73,8 @@ def _one(
     summary = {
         "log": path.name,
         "server": how,
-        "report": after,
+        "sglang": after.sglang,
+        "report": after.patches,
         "declined": declined,
         "questions": n,
         "accuracy": sum(row["correct"] for row in rows) / n,

@@ -15,6 +15,7 @@ from typing import Any
 from . import exits, report
 from .commands import add_result, answered, finish, positive, work_of
 from .errors import Refused
+from .questions import GSM8K
 
 NAME = "gsm8k"
 MARGIN = "points of accuracy; default: from A/A noise"
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     combine.add_argument("results", nargs="+", type=Path, metavar="F", help="results of run")
     combine.add_argument("--json", action="store_true")
     power = _command(commands, "power", "what a number of questions can show", "")
-    power.add_argument("--questions", type=positive, default=1319)
+    power.add_argument("--questions", type=positive, default=GSM8K)
     power.add_argument("--runs", type=positive, default=1)
     return top
 
@@ -64,7 +65,10 @@ def _add_run(commands: Any) -> None:
     )
     asked.add_argument("--shots", type=int, help="default: the preset's; 25 for NSA models")
     asked.add_argument("--protocol", choices=("completions", "chat"), default="completions")
-    asked.add_argument("--max-tokens", type=positive, help="of an answer; default: the preset's")
+    asked.add_argument(
+        "--max-tokens", type=positive,
+        help="of an answer, thoughts included; default: the preset's, more for chat",
+    )  # fmt: skip
     asked.add_argument("--concurrency", type=positive, default=64)
     asked.add_argument("--request-timeout", type=float, default=1800, metavar="SECONDS")
     asked.add_argument("--margin", type=_points, help=MARGIN)
@@ -104,7 +108,8 @@ def _run(given: argparse.Namespace) -> int:
         shots=chosen.shots if given.shots is None else given.shots,
         limit=given.limit,
         protocol=given.protocol,
-        max_tokens=given.max_tokens or chosen.max_tokens,
+        max_tokens=given.max_tokens
+        or (chosen.chat_max_tokens if given.protocol == "chat" else chosen.max_tokens),
         concurrency=given.concurrency,
         request_seconds=given.request_timeout,
         index_topk=chosen.index_topk,
@@ -113,7 +118,7 @@ def _run(given: argparse.Namespace) -> int:
         from . import power
 
         print(compared.shown())
-        print(power.text(given.limit or accuracy.GSM8K_QUESTIONS, given.runs))
+        print(power.text(evaluate.count(settings), given.runs))
         return exits.PASS
     with servers.terminated_like_interrupted():
         decision, beside = accuracy.run(
@@ -139,21 +144,31 @@ def _decide(given: argparse.Namespace) -> int:
 def _combine(given: argparse.Namespace) -> int:
     from . import decide
 
-    results = {}
-    for path in given.results:
-        try:
-            result = json.loads(path.read_text())
-            float(result["statistics"]["mcnemar_p"])
-            known = result["verdict"] in exits.OF_VERDICT and "message" in result
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{path}: no result of `run` or `decide --json`: {error!r}") from None
-        if not known:
-            raise Refused(f"{path}: no verdict in it that `run` or `decide --json` gives")
-        results[str(path)] = result
-    decision = decide.combine(results)
+    decision = decide.combine({str(path): _result(path) for path in given.results})
     said = "\n".join([f"{decision.verdict}: {decision.message}", *decision.reasons])
     print(json.dumps(decision.as_json(), indent=1) if given.json else said)
     return exits.OF_VERDICT[decision.verdict]
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """A result of `run` or `decide --json`, with all that `combine` reads of it."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        found = result["statistics"]
+        rates = [found[name] for name in ("invalid", "truncated") if found.get(name)]
+        shares = [found["mcnemar_p"]]
+        shares += [rate[key] for rate in rates for key in ("pristine", "patched", "p")]
+        known = result["verdict"] in exits.OF_VERDICT and isinstance(result["message"], str)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{path}: no result of `run` or `decide --json`: {error!r}") from None
+    if not known:
+        raise Refused(f"{path}: no verdict in it that `run` or `decide --json` gives")
+    for share in shares:
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            raise Refused(f"{path}: {json.dumps(share)} where its statistics have a number 0 to 1")
+    if not isinstance(result.get("further_runs"), (int, type(None))):
+        raise Refused(f"{path}: `further_runs` is {result['further_runs']!r}, not a number or null")
+    return result
 
 
 def _power(given: argparse.Namespace) -> int:

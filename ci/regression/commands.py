@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def finish(
     markdown: Callable[[dict[str, Any]], str],
 ) -> int:
     """Write the result where it was asked for, say the verdict, and give its exit code."""
-    result = {**decision.as_json(), **beside}
+    result = {**decision.as_json(), "measured_on": evidence.measured_on(compared), **beside}
     report.write(given.output, result, markdown(result))
     if given.evidence:
         evidence.write(name, compared, result)
@@ -61,9 +62,13 @@ def finish(
 
 
 def answered(name: str, does: Callable[[], int], as_json: bool = False) -> int:
-    """The exit code of `does`; what stops it is said in a sentence, never as a traceback."""
+    """The exit code of `does`; what stops it is said in a sentence.
+
+    Only a fault of this program gives a traceback. It is no verdict either, so not exit code 1,
+    which is Python's own for one.
+    """
     try:
-        return does()
+        return _with_packages(does)
     except Refused as refusal:
         if as_json:
             print(json.dumps({"verdict": "REFUSED", "message": str(refusal)}))
@@ -75,3 +80,17 @@ def answered(name: str, does: Callable[[], int], as_json: bool = False) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; whole runs are kept", file=sys.stderr)
         return exits.INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print(f"{name}: the run failed by a fault of this program, see above", file=sys.stderr)
+        return exits.RUN_FAILED
+
+
+def _with_packages(does: Callable[[], int]) -> int:
+    try:
+        return does()
+    except ModuleNotFoundError as missing:
+        raise Refused(
+            f"{sys.executable} has no {missing.name}: source ci/environment.sh rocm accuracy (or "
+            "cpu), or python3 -m pip install --no-deps -r ci/requirements-accuracy.txt"
+        ) from None

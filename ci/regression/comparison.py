@@ -26,18 +26,26 @@ class Comparison:
     release: str
     arch: str
     arms: dict[str, Arm]
-    slugs: tuple[str, ...]
+    slugs: tuple[str, ...]  # of these that are on, those that the preset's path has
+    on: tuple[str, ...]
     digest: str
     launcher: str
     start_seconds: float
+    pristine_flags: tuple[str, ...]  # what the pristine server is given otherwise
 
-    def check(self, arm: str, url: str) -> tuple[str, dict[str, Any] | None]:
-        """How the server fits its arm, in words, and its report; raises Refused if it does not."""
-        report = self_report.read(url)
+    def check(self, arm: str, url: str, work: Path) -> tuple[str, self_report.Server]:
+        """How the server fits its arm, in words, and what it says; raises Refused if it does not.
+
+        `work` keeps what the first server said, and all others have to be like it.
+        """
+        server = self_report.read(url)
         if arm == "pristine":
-            return self_report.check_pristine(report), report
-        self_report.check_patched(report, self.digest, self.slugs)
-        return f"patch set {self.digest[:12]}", report
+            how = self_report.check_pristine(server.patches)
+        else:
+            self_report.check_patched(server.patches, self.digest, self.slugs, self.on)
+            how = f"patch set {self.digest[:12]}"
+        self_report.check_alike(server, work / "server.json", self.pristine_flags)
+        return how, server
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -119,11 +127,11 @@ def from_arguments(given: argparse.Namespace) -> Comparison:
     known = series.load(HOUSE).releases
     if release not in known:
         raise Refused(f"this patch set has no series for {release}: {', '.join(known)}")
-    slugs = tuple(given.slugs.split(",")) if given.slugs else None
-    all_slugs = list(known[release].patches)
-    if slugs and (unknown := set(slugs) - set(all_slugs)):
+    all_slugs = tuple(known[release].patches)
+    on = tuple(given.slugs.split(",")) if given.slugs else all_slugs
+    if unknown := set(on) - set(all_slugs):
         raise Refused(f"no slug {', '.join(sorted(unknown))} in {release}: {', '.join(all_slugs)}")
-    expected = tuple(slug for slug in chosen.slugs if slugs is None or slug in slugs)
+    expected = tuple(slug for slug in chosen.slugs if slug in on)
     if not expected:
         raise Refused(
             f"{chosen.name} does not run {given.slugs}: its path has {', '.join(chosen.slugs)}, so "
@@ -155,9 +163,11 @@ def from_arguments(given: argparse.Namespace) -> Comparison:
             for name in ARMS
         },
         expected,
+        on,
         given.digest or known[release].digest,
         given.launcher,
         given.start_timeout,
+        tuple(word for word in own["pristine"] if word.startswith("--")),
     )
 
 

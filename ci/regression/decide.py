@@ -372,6 +372,15 @@ def _excess_of_flips(
     return mean - float(stats.t.ppf(1 - ALPHA, n - 1)) * deviation / math.sqrt(n)
 
 
+def off_path(decision: Decision, declined: Sequence[str]) -> Decision:
+    """No PASS for patches whose calls took the pristine path: that was compared with itself."""
+    if decision.verdict != "PASS" or not declined:
+        return decision
+    reasons = [f"pristine path taken in the patched arm: {line}" for line in declined]
+    message = f"{'; '.join(reasons)}. So this says nothing of the patch; else: {decision.message}"
+    return Decision("INCONCLUSIVE", message, reasons, None, decision.statistics)
+
+
 def combine(decisions: dict[str, dict[str, Any]]) -> Decision:
     """One verdict over several configurations, each the JSON of a decision; Holm over `mcnemar_p`.
 

@@ -6,14 +6,17 @@ attempt, any failure ends the run.
 
 import asyncio
 import copy
+import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .errors import Refused, RunFailed
+from .questions import FINISHED, GSM8K
 
 TASK = "gsm8k_regression"
 HUB = "openai/gsm8k"
@@ -35,23 +38,53 @@ class Settings:
     index_topk: int = 0
 
 
-def questions(settings: Settings, url: str, work: Path) -> list[dict[str, Any]]:
-    """The rows of a per-question log. Raises Refused for a prompt that tests nothing, RunFailed."""
+def count(settings: Settings) -> int:
+    """How many questions are asked. Raises Refused."""
+    there = GSM8K
+    if settings.data is not None:
+        path = settings.data / SPLITS["test"]
+        try:
+            there = sum(bool(line.strip()) for line in path.read_text("utf-8").split("\n"))
+        except (OSError, ValueError) as error:
+            raise Refused(f"--data: {path}: {error}") from None
+    return min(settings.limit or there, there)
+
+
+def load(settings: Settings, work: Path) -> Any:
+    """lm-eval's task with its questions, which takes no server. Raises Refused without them."""
     if settings.data is not None:  # before lm-eval imports datasets
         os.environ.setdefault("HF_DATASETS_CACHE", str(work / "datasets"))
-    import lm_eval
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    task = work / f"{TASK}.yaml"
-    task.write_text(_task(settings))
+    path = work / f"{TASK}.yaml"
+    path.write_text(_task(settings))
+    where = settings.data or f"{HUB} of the hub"
+    try:
+        task = TaskManager(include_path=str(work), include_defaults=False).load([TASK])
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # whatever datasets, the hub's client and their transport raise
+        said = str(error).strip().partition("\n")[0]
+        raise Refused(
+            f"no questions from {where}: {type(error).__name__}: {said}; without a network, give "
+            f"--data FOLDER with {' and '.join(SPLITS.values())} of GSM8K"
+        ) from None
+    return task["tasks"][TASK]
+
+
+def questions(settings: Settings, task: Any, url: str) -> list[dict[str, Any]]:
+    """The rows of a per-question log. Raises Refused for a prompt that tests nothing, RunFailed."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     model = _client(settings, url)
     found = lm_eval.simple_evaluate(
         model=model,
-        tasks=[TASK],
+        tasks=[task],
         num_fewshot=settings.shots,
         limit=settings.limit,
-        task_manager=TaskManager(include_path=str(work), include_defaults=False),
+        task_manager=TaskManager(include_defaults=False),
         apply_chat_template=settings.protocol == "chat",
         log_samples=True,
         bootstrap_iters=0,
@@ -159,17 +192,9 @@ def _client(settings: Settings, url: str) -> Any:
                         said = (await response.text())[:500]
                         raise RunFailed(f"{self.base_url} answered {response.status}: {said}")
                     answer = await response.json()
-                choice, usage = answer["choices"][0], answer["usage"]
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
                 raise RunFailed(f"{self.base_url}: {type(error).__name__}: {error}") from None
-            except (KeyError, IndexError, ValueError) as error:
-                raise RunFailed(f"{self.base_url}: an answer without {error}") from None
-            row = {
-                "finish_reason": choice["finish_reason"],
-                "prompt_tokens": usage["prompt_tokens"],
-                "completion_tokens": usage["completion_tokens"],
-            }
-            return self.parse_generations(answer)[0] or "", row
+            return whole(answer, self.parse_generations, self.base_url)
 
     return Client(
         base_url=f"{url}/v1/{'chat/' if chat else ''}completions",
@@ -179,6 +204,29 @@ def _client(settings: Settings, url: str) -> Any:
         num_concurrent=2,  # any number but 1, for which lm-eval takes a path of its own
         max_gen_toks=settings.max_tokens,
     )
+
+
+def whole(answer: Any, text_of: Callable[[Any], list[str]], url: str) -> tuple[str, dict[str, Any]]:
+    """The text of an answer, and what it says beside it. Raises RunFailed where it is not whole."""
+    try:
+        text = text_of(answer)[0] or ""
+        [choice], usage = answer["choices"], answer["usage"]
+        row = {
+            "finish_reason": choice["finish_reason"],
+            "prompt_tokens": int(usage["prompt_tokens"]),
+            "completion_tokens": int(usage["completion_tokens"]),
+        }
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunFailed(
+            f"{url}: an answer without one choice, its finish_reason and usage ({error!r}): "
+            f"{json.dumps(answer)[:300]}"
+        ) from None
+    if row["finish_reason"] not in FINISHED:
+        raise RunFailed(
+            f"{url}: a request ended by {json.dumps(row['finish_reason'])}, not by "
+            f"{' or '.join(FINISHED)}: it was not answered, which is no wrong answer"
+        )
+    return text, row
 
 
 def refuse_short_prompt(tokens: int, settings: Settings) -> None:

@@ -32,6 +32,7 @@ class Preset:
     shots: int = OTHER_SHOTS
     index_topk: int = 0  # the prompt must be longer, or sparse selection selects everything
     max_tokens: int = 512
+    chat_max_tokens: int = 8192  # most of these models think before they answer
     floor: float = 0.90  # a pristine arm below this is a broken setting, not a baseline
 
     @property

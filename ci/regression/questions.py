@@ -1,8 +1,9 @@
 """Per-question logs: what one run of one arm answered, as JSON lines.
 
 Each line holds at least `doc_id` (an integer or a text) and `correct` (true/false or 1/0). Known
-beside them: `invalid` (no answer could be read), `finish_reason` ("length": cut off) and `error` (a
-request that failed: a log that holds one is refused, since that is no wrong answer).
+beside them, on every line or on none: `invalid` (no answer could be read) and `finish_reason`
+("stop", or "length": cut off). A request that failed is no wrong answer: a log with an `error` or
+another `finish_reason` (sglang answers 200 with "abort") is refused.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from .errors import Refused
 
 GSM8K = 1319  # questions of the test set
+FINISHED = ("stop", "length")  # the finish reasons of a whole answer
 SHOWN = 3  # question ids named in a message
 
 
@@ -53,17 +55,33 @@ def read(path: Path) -> Run:
         found.correct[doc] = _truth(row, "correct", where)
         if "invalid" in row:
             found.invalid[doc] = _truth(row, "invalid", where)
-        if "finish_reason" in row:
-            found.truncated[doc] = row["finish_reason"] == "length"
+        if (reason := row.get("finish_reason")) is not None:
+            if reason not in FINISHED:
+                raise Refused(
+                    f"{where}: question {doc} ended by {json.dumps(reason)}, not by "
+                    f"{' or '.join(FINISHED)}: it was not answered, which is no wrong answer; "
+                    "repeat the run"
+                )
+            found.truncated[doc] = reason == "length"
     if not found.correct:
         raise Refused(f"{path}: holds no question")
-    whole = len(found.correct)
     return Run(
         str(path),
         found.correct,
-        found.invalid if len(found.invalid) == whole else None,
-        found.truncated if len(found.truncated) == whole else None,
+        _all_or_none("invalid", found.invalid, found.correct, path),
+        _all_or_none("finish_reason", found.truncated, found.correct, path),
     )
+
+
+def _all_or_none(
+    key: str, column: dict[str, bool], all_of: dict[str, bool], path: Path
+) -> dict[str, bool] | None:
+    if column and (lacking := all_of.keys() - column.keys()):
+        raise Refused(
+            f"{path}: {len(lacking)} of {len(all_of)} questions are without `{key}` "
+            f"({_named(lacking)}), so it could not be compared; give it for all or for none"
+        )
+    return column or None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,7 +89,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: a JSON text may hold U+2028 and other ends of lines as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"

@@ -62,5 +62,10 @@ def kept(work: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def declined(kept: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Why calls of the patched arm took the pristine path, each reason once."""
+    return sorted({line for run in kept["patched"] for line in run["declined"]})
+
+
 def _summary(work: Path, arm: str, number: int) -> Path:
     return work / f"{arm}-{number}.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import runs, self_report, speed
 from .comparison import ARMS, Comparison, say
-from .decide import Decision
+from .decide import Decision, off_path
 from .errors import Refused, RunFailed
 from .servers import Arm, serving, tail
 
@@ -54,22 +54,28 @@ def run(
         }
         for point in points
     }
-    return speed.decide(values), {"configuration": key, "values": values, "arms": measured}
+    decision = off_path(speed.decide(values), runs.declined(measured))
+    return decision, {"configuration": key, "values": values, "arms": measured}
 
 
 def _one(comparison: Comparison, points: list[Point], arm: str, number: int, work: Path) -> None:
     side = comparison.arms[arm]
     log = work / f"{arm}-{number}.server.log"
     with serving(side, comparison.launcher, work, log, comparison.start_seconds) as url:
-        how, _ = comparison.check(arm, url)
+        how, _ = comparison.check(arm, url, work)
         say(f"   {how}, at {url}")
         found = {}
         for point in points:
             found[point.name] = _bench(side, comparison, point, url, work)
             say(f"   {point.name}: {found[point.name][speed.THROUGHPUT]:.1f} output tokens/s")
         after = self_report.read(url)
-    declined = self_report.declined(after, comparison.slugs if arm == "patched" else ())
-    summary = {"server": how, "report": after, "declined": declined, "points": found}
+    summary = {
+        "server": how,
+        "sglang": after.sglang,
+        "report": after.patches,
+        "declined": after.declined(comparison.slugs if arm == "patched" else ()),
+        "points": found,
+    }
     runs.keep(work, arm, number, summary)
 
 

@@ -5,16 +5,15 @@ difference below the noise. The verdict is on output tokens a second.
 """
 
 import argparse
-import functools
 
-from . import exits, report, speed
+from . import exits, report
 from .commands import add_result, answered, finish, positive, work_of
 
 NAME = "throughput"
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import comparison
+    from . import comparison, speed
     from .throughput import CONCURRENCIES, LENGTHS, PROMPTS_PER_CLIENT
 
     top = argparse.ArgumentParser(
@@ -59,8 +58,8 @@ def _lengths(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
-    return answered(NAME, functools.partial(_run, given))
+    # The defaults are those of modules that need scipy, so it may lack even for these.
+    return answered(NAME, lambda: _run(parser().parse_args(arguments)))
 
 
 def _run(given: argparse.Namespace) -> int:

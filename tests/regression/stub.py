@@ -1,61 +1,82 @@
 """A stand-in for an sglang server, for tests of what drives it: answers the toy's questions.
 
-What it does wrong is said by STUB, comma-separated: `wrong` half of the answers; `fail` one request
-with 500; `die` on the first request; `deaf` never healthy; `foreign` another digest; `inactive` a
-slug that is not active; `slow` no answer for a minute; `cut` answers that end by length.
+In this process, `with serving("wrong") as url`; as a server of its own it is told by STUB. What it
+does wrong, comma-separated: `wrong` half of the answers; `fail` one request with 500; `die` on the
+first request; `deaf` never healthy; `foreign` another digest; `inactive` a slug that is not active;
+`slow` no answer for a minute; `cut` answers that end by length; `abort` one that is given up;
+`uncounted` answers without usage; `declined` calls that take the pristine path; `older` another
+sglang; `paged` another page size; `pristine` a tree without patches; `off` all switched off.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = set(filter(None, os.environ.get("STUB", "").split(",")))
-DIGEST = os.environ["STUB_DIGEST"]
+from ci.regression.comparison import HOUSE
+from patchset import series
+
+RELEASE = "0.5.10.post1"
+DIGEST = series.load(HOUSE).releases[RELEASE].digest
+SLUGS = ("layernorm", "indexer", "nsa-fp8-kv", "rope-kv-store", "fp8-kv-write")
 
 
-def slugs() -> dict:
-    off = os.environ.get("SGLANG_ROCM_PATCHES") == "0"
-    state = "off: SGLANG_ROCM_PATCHES=0" if off else "active"
-    if "inactive" in FAULTS:
+def info(faults: set[str], port: int) -> dict:
+    state = "off: SGLANG_ROCM_PATCHES=0" if "off" in faults else "active"
+    if "inactive" in faults:
         state = "inactive: no HIP build"
-    names = ("layernorm", "indexer", "nsa-fp8-kv", "rope-kv-store", "fp8-kv-write")
-    return {name: {"state": state, "declined": []} for name in names}
+    declined = ["the cache is torch.bfloat16"] if "declined" in faults else []
+    slugs = {name: {"state": state, "declined": declined} for name in SLUGS}
+    digest = "another" if "foreign" in faults else DIGEST
+    report = {"release": RELEASE, "digest": digest, "slugs": slugs}
+    return {
+        "model_path": f"/models/{port}/toy",
+        "port": port,
+        "random_seed": port,
+        "page_size": 64 if "paged" in faults else 1,
+        "version": "0.5.9" if "older" in faults else RELEASE,
+        "internal_states": [{} if "pristine" in faults else {"rocm_patches": report}],
+    }
 
 
-def answer(prompt: str) -> str:
+def answer(prompt: str, faults: set[str]) -> str:
     asked = prompt.rpartition("Question:")[2]
     a, verb, b = re.search(r"has (\d+) \w+ and (gives|buys) (\d+)", asked).groups()
     right = int(a) + int(b) if verb == "buys" else int(a) - int(b)
-    return f" #### {right + ('wrong' in FAULTS and int(a) % 2)}"
+    return f" #### {right + ('wrong' in faults and int(a) % 2)}"
 
 
-class Server(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
+        faults = self.server.faults
         if self.path == "/health":
-            self.say(503 if "deaf" in FAULTS else 200, {})
+            self.say(503 if "deaf" in faults else 200, {})
         else:
-            digest = "another" if "foreign" in FAULTS else DIGEST
-            report = {"release": "0.5.10.post1", "digest": digest, "slugs": slugs()}
-            pristine = "--no-patches" in sys.argv
-            self.say(200, {"internal_states": [{} if pristine else {"rocm_patches": report}]})
+            self.say(200, info(faults, self.server.server_port))
 
     def do_POST(self):
+        faults = self.server.faults
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if "die" in FAULTS:
+        one = "Eve" in asked["prompt"].rpartition("Question:")[2]
+        if "die" in faults:
             os._exit(3)
-        if "slow" in FAULTS:
+        if "slow" in faults:
             time.sleep(60)
-        if "fail" in FAULTS and "Eve" in asked["prompt"].rpartition("Question:")[2]:
+        if "fail" in faults and one:
             self.say(500, {"error": "out of memory"})
             return
-        choice = {"index": 0, "text": answer(asked["prompt"]), "finish_reason": "stop"}
-        if "cut" in FAULTS:
+        choice = {"index": 0, "text": answer(asked["prompt"], faults), "finish_reason": "stop"}
+        if "cut" in faults:
             choice["finish_reason"] = "length"
+        if "abort" in faults and one:
+            choice |= {"text": "", "finish_reason": "abort"}
         usage = {"prompt_tokens": len(asked["prompt"].split()), "completion_tokens": 2}
-        self.say(200, {"choices": [choice], "usage": usage})
+        self.say(200, {"choices": [choice], "usage": None if "uncounted" in faults else usage})
 
     def say(self, status: int, what: dict) -> None:
         text = json.dumps(what).encode()
@@ -69,6 +90,29 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+class Stub(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, faults: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.faults = set(filter(None, faults.split(",")))
+
+    def handle_error(self, *_):
+        """Who asks no more has hung up."""
+
+
+@contextlib.contextmanager
+def serving(faults: str = "") -> Iterator[str]:
+    """The URL of a stub in this process."""
+    with Stub(faults) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 if __name__ == "__main__":
+    switched = ",off" if os.environ.get("SGLANG_ROCM_PATCHES") == "0" else ""
     port = int(sys.argv[sys.argv.index("--port") + 1])
-    ThreadingHTTPServer(("127.0.0.1", port), Server).serve_forever()
+    Stub(os.environ.get("STUB", "") + switched, port).serve_forever()

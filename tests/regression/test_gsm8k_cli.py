@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from ci.regression import accuracy_cli
+from ci.regression import accuracy_cli, commands
+from ci.regression.errors import Refused
 from tests.platform.trees import ROOT
 
 GOOD = "".join(json.dumps({"doc_id": doc, "correct": doc > 20}) + "\n" for doc in range(400))
@@ -77,7 +78,32 @@ REFUSED = {
         "that is no wrong answer",
     ),
     "no text": (b"\xff\xfe\x00", "cannot be read"),
+    "an aborted request": (
+        GOOD.replace("false}", 'false, "finish_reason": "abort"}', 1),
+        ':1: question 0 ended by "abort", not by stop or length',
+    ),
+    "an end that some tell": (
+        GOOD.replace("false}", 'false, "finish_reason": "stop"}', 2),
+        "398 of 400 questions are without `finish_reason` (10, 100, 101, ...)",
+    ),
+    "an invalid answer that some tell": (
+        GOOD.replace("false}", 'false, "invalid": true}', 1),
+        "399 of 400 questions are without `invalid`",
+    ),
 }
+
+
+def test_ends_of_lines_inside_a_text_are_no_ends_of_rows(capsys, log):
+    text = GOOD.replace("false}", 'false, "text": "one\u2028two\u0085three"}')
+    code, found = decide(capsys, [log("a", text), log("b", text)], [log("c"), log("d")])
+    assert (code, found["statistics"]["questions"]) == (0, 400)
+
+
+def test_a_finish_reason_of_null_is_none(capsys, log):
+    text = GOOD.replace("}", ', "finish_reason": null}')
+    code, found = decide(capsys, [log("a", text), log("b", text)], [log("c"), log("d")])
+    assert code == 0
+    assert "truncated answers were not compared" in found["message"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -123,8 +149,88 @@ def test_results_are_combined_and_what_is_no_result_is_refused(capsys, log, tmp_
     result = tmp_path / "one.json"
     result.write_text(json.dumps(found))
     assert accuracy_cli.main(["combine", str(result), "--json"]) == 0
-    result.write_text("{}")
-    assert accuracy_cli.main(["combine", str(result)]) == 2
+    found["statistics"]["mcnemar_p"] = "0.5"
+    for text in ("{}", "[]", json.dumps(found), json.dumps(found | {"statistics": []})):
+        result.write_text(text)
+        assert accuracy_cli.main(["combine", str(result)]) == 2
+        assert str(result) in capsys.readouterr().err
+
+
+def test_what_further_runs_cannot_settle_alone_they_cannot_in_company(capsys, log, tmp_path):
+    results = []
+    for name, questions in (("few", 100), ("many", 400)):
+        text = "".join(GOOD.splitlines(keepends=True)[-questions:])
+        logs = [log(f"{name} {number}", text) for number in range(2)]
+        _, found = decide(capsys, logs[:1] if name == "many" else logs, logs)
+        results.append(tmp_path / f"{name}.json")
+        results[-1].write_text(json.dumps(found))
+    assert accuracy_cli.main(["combine", str(results[1]), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["further_runs"] == 1
+    assert accuracy_cli.main(["combine", *map(str, results), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["further_runs"] is None
+
+
+@pytest.mark.parametrize("command", ["accuracy_cli", "throughput_cli"])
+def test_a_package_that_is_not_there_is_named_with_what_installs_it(command):
+    given = {
+        "accuracy_cli": ["power"],
+        "throughput_cli": ["run", "--preset", "glm-5", "--release", "0.5.9"],
+    }[command]
+    code = (
+        "import sys\n"
+        "sys.modules['scipy'] = None\n"
+        f"from ci.regression.{command} import main\n"
+        f"sys.exit(main({given}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "has no scipy" in done.stderr
+    assert "ci/requirements-accuracy.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fault_of_the_program_is_no_regression(capsys):
+    def does():
+        raise ZeroDivisionError("a fault")
+
+    assert commands.answered("gsm8k", does) == 4
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError: a fault" in said
+    assert "gsm8k: the run failed by a fault of this program" in said
+
+
+def test_a_chat_may_think(monkeypatch):
+    asked = []
+
+    def run(_, settings, *__):
+        asked.append(settings)
+        raise Refused("the settings were all that is wanted")
+
+    monkeypatch.setattr("ci.regression.accuracy.run", run)
+    given = ["run", "--preset", "minimax-m2.5", "--release", "0.5.9", "--arch", "gfx942"]
+    for further in ([], ["--protocol", "chat"], ["--protocol", "chat", "--max-tokens", "4000"]):
+        assert accuracy_cli.main([*given, *further]) == 2
+    assert [settings.max_tokens for settings in asked] == [512, 8192, 4000]
+
+
+def test_the_power_is_that_of_the_questions_that_there_are(capsys, tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "", "answer": ""}\n' * 30)
+    given = ["run", "--preset", "minimax-m2.5", "--release", "0.5.9", "--arch", "gfx942"]
+    for further in (["--limit", "500"], ["--limit", "7"]):
+        assert accuracy_cli.main([*given, "--data", str(tmp_path), "--dry-run", *further]) == 0
+    said = capsys.readouterr().out
+    assert "Power of 30 questions" in said
+    assert "Power of 7 questions" in said
+    assert accuracy_cli.main([*given, "--data", str(tmp_path / "none"), "--dry-run"]) == 2
+
+
+def test_five_shots_are_refused_for_an_nsa_model_before_anything_is_begun(capsys, tmp_path):
+    given = ["run", "--preset", "glm-5", "--release", "0.5.9", "--arch", "gfx942", "--shots", "5"]
+    assert accuracy_cli.main([*given, "--output", str(tmp_path / "result.json")]) == 2
+    assert "index_topk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_help_documents_the_exit_codes(capsys):

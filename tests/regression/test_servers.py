@@ -1,0 +1,122 @@
+"""Catches an arm that is not what it says, and a failure that is counted as an answer.
+
+Stand-ins serve both arms from this process, and ci/gsm8k.py runs in it: lm-eval is imported once.
+"""
+
+import json
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from ci.regression import accuracy_cli, evaluate, exits
+from ci.regression.errors import Refused
+from tests.regression import toy
+from tests.regression.stub import serving
+
+ARGUMENTS = ["run", "--release", "0.5.10.post1", "--arch", "gfx942", "--runs", "1", "--limit", "12"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    toy.write_data(folder)
+    return folder
+
+
+@pytest.fixture
+def gsm8k(data, tmp_path, capsys):
+    """Exit code, what was said, and the result of two stubs with faults of their own."""
+
+    def run(*further, pristine="pristine", patched="", preset="minimax-m2.5"):
+        output = tmp_path / "result.json"
+        with serving(pristine) as one, serving(patched) as other:
+            given = ["--preset", preset, "--data", str(data), "--output", str(output)]
+            given += ["--pristine-url", one, "--patched-url", other, *further]
+            code = accuracy_cli.main(ARGUMENTS + given)
+        said = capsys.readouterr().err
+        return code, said, json.loads(output.read_text()) if output.exists() else None
+
+    run.work = tmp_path / "result"
+    return run
+
+
+def test_runs_of_servers_that_are_what_they_say_are_judged(gsm8k):
+    code, said, result = gsm8k()
+    assert code == exits.INCONCLUSIVE, said  # one run of twelve questions
+    assert "Power of 12 questions x 1 runs" in said
+    assert result["arms"]["patched"][0]["sglang"] == "0.5.10.post1"
+    # By URL: neither what this machine has, nor an emulation.
+    assert set(result["measured_on"].values()) == {None}
+
+
+def test_wrong_answers_are_a_regression(gsm8k):
+    code, _, result = gsm8k("--limit", "40", patched="wrong")
+    assert (code, result["verdict"]) == (exits.REGRESSION, "REGRESSION")
+    assert result["statistics"]["losses"] > 5
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "reason"),
+    [
+        ("fail", exits.RUN_FAILED, "answered 500"),
+        ("abort", exits.RUN_FAILED, 'ended by "abort"'),
+        ("uncounted", exits.RUN_FAILED, "an answer without one choice"),
+        ("foreign", exits.REFUSED, "runs patch set another"),
+        ("inactive", exits.REFUSED, "fp8-kv-write inactive: no HIP build"),
+        ("pristine", exits.REFUSED, "runs a pristine tree"),
+        ("older", exits.REFUSED, 'sglang: "0.5.10.post1" and "0.5.9"'),
+        ("paged", exits.REFUSED, "page_size: 1 and 64"),
+    ],
+)
+def test_a_server_that_fails_or_is_another_gives_no_verdict(gsm8k, faults, code, reason):
+    found, said, result = gsm8k(patched=faults)
+    assert found == code, said
+    assert reason in said
+    assert result is None
+    assert not (gsm8k.work / "patched-1.jsonl").exists()
+    assert "Traceback" not in said
+
+
+def test_a_flag_that_the_pristine_arm_alone_is_given_may_differ(gsm8k):
+    code, said, _ = gsm8k("--pristine-args", "--page-size 1", patched="paged")
+    assert code == exits.INCONCLUSIVE, said
+
+
+def test_a_pristine_arm_with_patches_on_is_refused(gsm8k):
+    code, said, _ = gsm8k(pristine="")
+    assert code == exits.REFUSED
+    assert "the pristine server reports" in said
+
+
+def test_slugs_that_were_not_asked_for_may_not_be_on(gsm8k):
+    code, said, _ = gsm8k("--slugs", "fp8-kv-write")
+    assert code == exits.REFUSED
+    assert "layernorm, indexer, nsa-fp8-kv, rope-kv-store active beside fp8-kv-write" in said
+
+
+def test_a_patch_whose_calls_take_the_pristine_path_does_not_pass(gsm8k):
+    given = ("--runs", "2", "--margin", "30")  # which twelve questions can exclude
+    code, said, result = gsm8k(*given, patched="declined")
+    assert (code, result["verdict"]) == (exits.INCONCLUSIVE, "INCONCLUSIVE"), said
+    assert "fp8-kv-write: the cache is torch.bfloat16" in result["message"]
+    assert result["further_runs"] is None
+    assert "no loss above 30.0%" in result["message"]  # for that alone
+
+
+def test_prompts_that_sparse_selection_takes_whole_are_refused(gsm8k):
+    code, said, result = gsm8k("--shots", "25", preset="glm-5")  # some 400 words of the toy
+    assert code == exits.REFUSED
+    assert "not longer than index_topk" in said
+    assert result is None
+
+
+def test_a_hub_out_of_reach_is_refused_with_the_way_round_it(tmp_path, monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to huggingface.co")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(Refused, match=r"of the hub: ConnectionError: no route.*--data FOLDER"):
+        evaluate.load(evaluate.Settings("toy"), tmp_path)

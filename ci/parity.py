@@ -7,9 +7,11 @@
 Four arms on one checkpoint, one after the other: the release, twice in one server, which shows what
 repeating it changes; the patched tree with every slug off, which must not differ by more than that;
 and the patched tree. Greedy tokens may part only where the release itself was undecided between two
-tokens, and until then each token's log-probability must agree.
+tokens, and until then each token's log-probability must agree. A release that repeats itself with
+more than roundings between can vouch for nothing, nor can arms that part after a few tokens: that
+is INCONCLUSIVE.
 
-Exit codes: 0 alike, 1 apart, 2 wrong usage or refused, 4 an arm did not run.
+Exit codes: 0 alike, 1 apart, 2 wrong usage or refused, 3 inconclusive, 4 an arm did not run.
 """
 
 import argparse
@@ -25,7 +27,10 @@ from ci.regression.errors import Refused  # noqa: E402
 from ci.regression.presets import ALSO, ARCHS, PRESETS, RELEASES, Preset, preset  # noqa: E402
 from tests.platform.process import WorkerError  # noqa: E402
 
-ALIKE, APART, REFUSED, NOT_RUN = 0, 1, 2, 4
+ALIKE, APART, REFUSED, INCONCLUSIVE, NOT_RUN = 0, 1, 2, 3, 4
+OF_VERDICT = {"PASS": ALIKE, "FAIL": APART, "INCONCLUSIVE": INCONCLUSIVE}
+# The share of all tokens that must be compared before the arms part.
+FEWEST = 0.5
 # Characters of each text: one of some 4000 tokens, since up to index_topk (2048) tokens the indexer
 # is never asked which ones matter.
 LENGTHS = (200, 1200, 5000, 16000)
@@ -81,7 +86,7 @@ def main() -> int:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join([result["verdict"], *result["reasons"], str(given.output)]))
-    return ALIKE if result["verdict"] == "PASS" else APART
+    return OF_VERDICT[result["verdict"]]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,34 +139,49 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
     from tests.tolerances import LOGPROB
 
     first, again = ((found["pristine"], i) for i in range(2))
-    reasons, repeated = departures(first, again, bound=float("inf"))
+    noise, repeated, _ = departures(first, again, LOGPROB)
     # What repeating the release changes is no fault of a patch; without that, LOGPROB is allowed.
     bound = max(LOGPROB, 2 * repeated)
-    measured = {"repeated": repeated}
+    measured, compared, apart = {"repeated": repeated}, {}, []
     for arm, allowed in (("off", 2 * repeated), ("patched", bound)):
-        departed, measured[arm] = departures(first, (found[arm], 0), allowed)
-        reasons += [f"{arm}: {each}" for each in departed]
+        departed, measured[arm], compared[arm] = departures(first, (found[arm], 0), allowed)
+        apart += [f"{arm}: {each}" for each in departed]
     slugs = found["patched"]["slugs"] or {}
     inactive = {slug: slugs.get(slug, {}).get("state") for slug in expected}
-    reasons += [f"{s} is {state}" for s, state in inactive.items() if state != "active"]
+    wrong = [f"{s} is {state}" for s, state in inactive.items() if state != "active"]
+    unsure = [f"the release, repeated: {each}" for each in noise]
+    # Where the release does not repeat itself, nothing is known of what sets another arm apart.
+    wrong += [] if unsure else apart
+    tokens = sum(map(len, found["pristine"]["tokens"][0]))
+    unsure += [
+        f"{arm}: parted after {count} of {tokens} tokens, fewer than {FEWEST:.0%}: too few to judge"
+        for arm, count in compared.items()
+        if count < FEWEST * tokens
+    ]
+    verdict = "FAIL" if wrong else "INCONCLUSIVE" if unsure else "PASS"
     return {
-        "verdict": "FAIL" if reasons else "PASS",
-        "reasons": reasons,
+        "verdict": verdict,
+        "reasons": wrong or unsure,
         "bound": bound,
         "largest_difference": measured,
+        "compared": compared,
+        "tokens": tokens,
         "prompts": len(found["patched"]["tokens"][0]),
         "slugs": {slug: slugs[slug]["state"] for slug in slugs},
     }
 
 
-def departures(one: tuple[dict, int], other: tuple[dict, int], bound: float):
-    """Where `other` is farther from `one` than rounding explains, in words; the largest difference.
+def departures(
+    one: tuple[dict, int], other: tuple[dict, int], bound: float
+) -> tuple[list[str], float, int]:
+    """Where `other` is farther from `one` than rounding explains, in words; the largest difference
+    that it does explain; how many tokens were compared.
 
     Each is an arm's result and the round of it. Up to the first other token the log-probabilities
     must agree; there, `one` must have been undecided: its two likeliest no farther apart than what
     both arms' roundings together may move.
     """
-    reasons, largest = [], 0.0
+    reasons, largest, compared = [], 0.0, 0
     (left, i), (right, j) = one, other
     for prompt, (a, b) in enumerate(zip(left["tokens"][i], right["tokens"][j], strict=True)):
         for step, (x, y) in enumerate(zip(a, b, strict=True)):
@@ -176,8 +196,8 @@ def departures(one: tuple[dict, int], other: tuple[dict, int], bound: float):
                 where = f"prompt {prompt}, token {step}"
                 reasons.append(f"{where}: {difference:.3g} nats apart, {bound:.3g} allowed")
                 break
-            largest = max(largest, difference)
-    return reasons, largest
+            largest, compared = max(largest, difference), compared + 1
+    return reasons, largest, compared
 
 
 if __name__ == "__main__":

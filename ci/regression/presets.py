@@ -111,9 +111,24 @@ IN_0_5_9 = {
     "gpt-oss-120b": {"flags": ("--attention-backend", "triton", *GPT_OSS_FLAGS)},
     "minimax-m2.5": {"flags": MINIMAX_FLAGS, "environment": {}},
 }
+# {release: {preset: (why its pristine arm cannot start, what to compare instead)}}
+NOT_COMPARABLE = {
+    "0.5.9": {
+        "glm-5": (
+            "its transformers 4.57.1 refuses glm_moe_dsa; only an active nsa-fp8-kv registers it, "
+            "so no pristine server starts",
+            "deepseek-v3.2",
+        )
+    }
+}
 NO_FP8_IN_0_5_9 = (
     "0.5.9 lays an FP8 latent cache out in rows of 656 bytes on gfx950, its TileLang path reads 576"
 )
+
+
+def comparable(release: str) -> list[str]:
+    """The presets of which a release can start both arms."""
+    return [name for name in PRESETS if name not in NOT_COMPARABLE.get(release, {})]
 
 
 def preset(name: str, release: str, arch: str) -> Preset:
@@ -125,6 +140,11 @@ def preset(name: str, release: str, arch: str) -> Preset:
         raise Refused(f"no settings for sglang {release}: {', '.join((*RELEASES, *ALSO))}")
     if arch not in ARCHS:
         raise Refused(f"no settings for {arch}: {', '.join(ARCHS)}")
+    if name in NOT_COMPARABLE.get(release, {}):
+        why, instead = NOT_COMPARABLE[release][name]
+        raise Refused(
+            f"{name} cannot be compared on {release}: {why}; {instead} runs the same slugs"
+        )
     found = PRESETS[name]
     if release == "0.5.9":
         found = replace(found, **IN_0_5_9.get(name, {}))  # type: ignore[arg-type]

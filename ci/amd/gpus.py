@@ -29,14 +29,15 @@ def main() -> None:
     if set(archs) != {given.arch}:
         found = ", ".join(sorted(set(archs))) or "no GPU"
         refuse(f"{given.arch} is asked for, {found} is here", "is the runner's label right?")
+    # What this container may use; rocm-smi counts the cards of the machine.
+    if len(archs) < given.count:
+        refuse(f"{len(archs)} GPUs can be used here, {given.count} are needed")
     until = time.monotonic() + given.wait
     while True:
         used = vram()
-        if len(used) < given.count:
-            refuse(f"{len(used)} GPUs are here, {given.count} are needed")
         busy = {card: mib for card, mib in used.items() if mib > given.used_mib}
         if not busy:
-            print(f"{len(used)} {given.arch}, all free")
+            print(f"{len(archs)} {given.arch}, all free")
             return
         if time.monotonic() > until:
             held = ", ".join(f"{card} {mib} MiB" for card, mib in busy.items())

@@ -4,6 +4,8 @@
 #   in_image.sh IMAGE COMMAND [ARGUMENT...]
 #
 # With ENVIRONMENT=accuracy, python3 also has what ci/gsm8k.py and ci/throughput.py need.
+# CONTAINER names the container; one of that name, left by a command that was cut off, is removed
+# first, as its servers still hold the GPUs. clean_up.sh removes it for good.
 # CACHE (default ~/.cache/rocm-patches) keeps what is downloaded; HF_TOKEN is handed on, by name so
 # that no log shows it. What the container writes belongs to the one who called, as a runner that
 # cannot delete its own workspace fails the next job.
@@ -13,6 +15,8 @@ image=$1
 shift
 cache=${CACHE:-$HOME/.cache/rocm-patches}
 mkdir -p "$cache"
+container=${CONTAINER:-rocm-patches-$$}
+docker container rm --force "$container" >/dev/null 2>&1 || true
 
 # A runner in a cluster is told which render devices are its own.
 devices=(--device /dev/dri)
@@ -21,7 +25,7 @@ if [ -r /etc/podinfo/gha-render-devices ]; then
 fi
 
 # shellcheck disable=SC2016  # expanded in the container
-exec docker run --rm --init \
+exec docker run --rm --init --name "$container" \
     --device /dev/kfd "${devices[@]}" --group-add video \
     --shm-size 32g --ulimit nofile=65536:65536 \
     --cap-add SYS_PTRACE --security-opt seccomp=unconfined \

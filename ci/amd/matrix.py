@@ -4,7 +4,9 @@
     ci/amd/matrix.py --releases 0.5.9,0.5.10.post1 --archs gfx942,gfx950 --rocms 7.2 --sets all,each
 
 A job is one release on one chip with one set of slugs (all, or one alone) and one model whose path
-has them. The whole suite runs once for each image with all slugs on, beside its first model.
+has them and which the release can start without them. Each is two jobs, as hours of servers are
+more than one has: tokens and accuracy in the first, throughput in the second. The whole suite runs
+once for each image with all slugs on, beside its first model.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HOME))
 
-from ci.regression.presets import ARCHS, PRESETS  # noqa: E402
+from ci.regression.presets import ARCHS, PRESETS, comparable  # noqa: E402
 from patchset import series  # noqa: E402
 
 ROCMS = ("7.0", "7.2")
@@ -60,18 +62,22 @@ def main() -> None:
 
 
 def jobs(release: str, arch: str, rocm: str, slugs: tuple[str, ...], chosen: dict) -> list[dict]:
-    presets = [PRESETS[name] for name in chosen["presets"]]
-    image = {"release": release, "arch": arch, "rocm": rocm}
-    found = []
+    presets = [PRESETS[name] for name in chosen["presets"] if name in comparable(release)]
+    pairs = []
     if "all" in chosen["sets"]:
-        used = [preset for preset in presets if set(preset.slugs) & set(slugs)]
-        for number, preset in enumerate(used):
-            found.append(image | {"slug": "", "preset": preset.name, "suite": number == 0})
+        pairs += [("", preset) for preset in presets if set(preset.slugs) & set(slugs)]
     if "each" in chosen["sets"]:
         for slug in slugs:
-            preset = next((preset for preset in presets if slug in preset.slugs), None)
-            if preset:
-                found.append(image | {"slug": slug, "preset": preset.name, "suite": False})
+            pairs += [(slug, preset) for preset in presets if slug in preset.slugs][:1]
+    image = {"release": release, "arch": arch, "rocm": rocm}
+    found = []
+    for number, (slug, preset) in enumerate(pairs):
+        suite = "tests " if number == 0 and not slug else ""
+        for steps in (f"{suite}parity gsm8k", "throughput"):
+            name = f"{release}-{arch}-rocm{rocm}-{slug or 'all'}-{preset.name}-{steps.split()[-1]}"
+            found.append(
+                image | {"slug": slug, "preset": preset.name, "steps": steps, "name": name}
+            )
     return found
 
 

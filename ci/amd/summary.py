@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A job's results as Markdown, for the page that GitHub shows of it.
 
-    ci/amd/summary.py FOLDER TITLE >> "$GITHUB_STEP_SUMMARY"
+    ci/amd/summary.py FOLDER TITLE "STEP STEP..." >> "$GITHUB_STEP_SUMMARY"
 
-FOLDER has what the steps wrote: tests.xml, parity.json, gsm8k.json, throughput.json. One that is
-not there is said to be missing: a step that did not run is no step that passed.
+FOLDER has what the steps wrote: tests.xml, long.xml, parity.json, gsm8k.json, throughput.json. One
+that is not there is said to be missing: a step that did not run is no step that passed.
 """
 
 import json
@@ -12,18 +12,26 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-RESULTS = {"parity": "parity.json", "GSM8K": "gsm8k.json", "throughput": "throughput.json"}
+NAMES = {
+    "tests": "tests",
+    "long": "long tests",
+    "parity": "parity",
+    "gsm8k": "GSM8K",
+    "throughput": "throughput",
+}
+TESTS = ("tests", "long")
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        print(__doc__, file=sys.stderr)
+    if len(sys.argv) != 4 or not set(sys.argv[3].split()) <= set(NAMES):
+        print(f"{__doc__}STEP is one of {', '.join(NAMES)}.", file=sys.stderr)
         sys.exit(2)
-    folder, title = Path(sys.argv[1]), sys.argv[2]
-    rows = [("tests", *tests(folder / "tests.xml"))]
-    rows += [(name, *verdict(folder / file)) for name, file in RESULTS.items()]
+    folder, title, steps = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split()
     print(f"### {title}\n\n| step | verdict | in short |\n|---|---|---|")
-    for row in rows:
+    for step in steps:
+        suite = step in TESTS
+        said = tests(folder / f"{step}.xml") if suite else verdict(folder / f"{step}.json")
+        row = (NAMES[step], *said)
         print("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
     print()
 

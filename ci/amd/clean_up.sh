@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# After a job, however it ended: the container that in_image.sh may have left, what it wrote as root,
+# and the image.
+#
+#   CONTAINER=NAME clean_up.sh IMAGE
+set -euo pipefail
+[ $# -eq 1 ] || { echo "usage: CONTAINER=NAME clean_up.sh IMAGE" >&2; exit 2; }
+image=$1
+docker container rm --force "${CONTAINER:?the name that in_image.sh was given}" >/dev/null 2>&1 || true
+docker image inspect "$image" >/dev/null 2>&1 || { echo "there is no $image"; exit 0; }
+# A container that was removed had no time to hand its files back.
+docker run --rm --volume "$PWD:/work" "$image" chown -R "$(id -u):$(id -g)" /work
+docker image rm --force "$image"

@@ -54,7 +54,9 @@ class Evidence:
 
     @property
     def device(self) -> str:
-        return ".".join(self.path.name.split(".")[1:-1])
+        parts = self.path.name.split(".")[1:-1]
+        # A comparison's file names its model, too: gsm8k.minimax-m2.5.AMD-Instinct-MI300X.json
+        return parts[-1] if parts and self.subject in COMPARISONS else ".".join(parts)
 
     @cached_property
     def content(self):

@@ -11,6 +11,7 @@ Exit codes: 0 written, 1 not, 2 wrong usage.
 
 import argparse
 import base64
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from tools import evidence, tables  # noqa: E402
 PAGE = Path(__file__).resolve().parent / "page"
 # Published peak bandwidths of the memory, bytes in a microsecond.
 HBM = {"MI300X": 5.3e6, "MI355X": 8.0e6}
-NOT_RUN = {"text": "not run", "kind": "none", "stale": False, "model": ""}
+# How torch names one, "AMD Instinct MI300X"; code that was compiled for gfx942 ran nowhere.
+AMD = re.compile(r"\bAMD\b|Instinct")
 
 
 def page(house: Path) -> str:
@@ -56,9 +58,17 @@ def page(house: Path) -> str:
         served=served(house),
         files=judged,
         stale=sum(not each["fresh"] for each in judged),
+        amd=amd(house),
         hbm=HBM,
         style=(PAGE / "style.css").read_text(),
         script=(PAGE / "script.js").read_text(),
+    )
+
+
+def amd(house: Path) -> list[str]:
+    """The AMD GPUs that some evidence is of."""
+    return sorted(
+        {e.device.replace("-", " ") for e in evidence.load(house) if AMD.search(e.device)}
     )
 
 
@@ -79,7 +89,7 @@ def matrix(house: Path, patches: series.PatchSet) -> list[dict]:
                     "slug": slug,
                     "state": tables.standing(release, slug),
                     "numerics": release.patches[slug].trailers["Numerics"],
-                    "proven": tables.platforms(house, release.name, slug),
+                    "proven": proven(house, release.name, slug),
                     "launches": [row | {"before": tables.before(row)} for row in counted],
                     "saved": max((r["pristine"] - r["patched"] for r in comparable), default=0),
                     "speed": speeds(house, slug, patches),
@@ -89,6 +99,17 @@ def matrix(house: Path, patches: series.PatchSet) -> list[dict]:
                 }
             )
     return rows
+
+
+def proven(house: Path, release: str, slug: str) -> list[dict]:
+    """For each device the layers of tests that passed, by what they passed as; none if stale."""
+    found = []
+    for device, layers in tables.platforms(house, release, slug).items():
+        by_archs: dict[str, list[str]] = {}
+        for layer, archs in layers.items():
+            by_archs.setdefault(archs, []).append(layer)
+        found.append({"device": device.replace("-", " "), "layers": by_archs})
+    return found
 
 
 def speeds(house: Path, slug: str, patches: series.PatchSet) -> list[dict]:
@@ -130,11 +151,8 @@ def fitness(house: Path, slug: str) -> list[dict]:
 
 
 def verdicts(house: Path, kind: str, release: series.Release, slug: str) -> list[dict]:
-    return [
-        {"text": run["verdict"], "kind": run["kind"], "stale": run["stale"], "model": run["model"]}
-        for run in runs_of(house, kind, {release.name: release})
-        if slug in run["slugs"]
-    ] or [NOT_RUN]
+    runs = runs_of(house, kind, {release.name: release})
+    return [run for run in runs if slug in run["slugs"]]
 
 
 # Measured rows, with an estimate for chips that nobody here has ---------------------------------
@@ -258,7 +276,7 @@ def runs_of(house: Path, kind: str, releases) -> list[dict]:
                 "file": kept.path.name,
                 "what": {"gsm8k": "GSM8K accuracy", "throughput": "throughput"}[kind],
                 "release": release.name,
-                "model": setting.get("model", ""),
+                "model": setting.get("model", "").rpartition("/")[2],
                 "arch": setting.get("arch", ""),
                 "device": kept.device,
                 "slugs": setting.get("slugs", []),

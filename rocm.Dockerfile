@@ -5,11 +5,13 @@
 #   --target source              sgl-kernel, aiter and TileLang rebuilt from the sources in the image
 #
 # The patches need no newer binary: every aiter operator that they call is in v0.1.10.post3 and
-# v0.1.11.post1, and our sparse attention is checked with the TileLang of both releases. So TileLang
-# moves only where TILELANG_COMMIT says so, for example to compare with upstream's own FP8 kernel on
-# 0.5.9: a55a82302bf7f3c5af635b5c9146f728185cc900.
+# v0.1.11.post1, and our sparse attention asks nothing of TileLang that is newer than either image's.
+# Their two commits lie between the wheels of 0.1.7.post3 and 0.1.8: with these two every pass over it
+# for a HIP target was run, short of HIP source, which wheels write from 0.1.10 on; with the commits
+# themselves nothing. TileLang moves only where TILELANG_COMMIT says so, for example to compare with
+# upstream's own FP8 kernel on 0.5.9: a55a82302bf7f3c5af635b5c9146f728185cc900.
 
-# By digest: lmsysorg/sglang:v0.5.10.post1-rocm720-mi35x@sha256:...
+# By digest, or the build is refused: lmsysorg/sglang:v0.5.10.post1-rocm720-mi35x@sha256:...
 ARG BASE
 FROM ${BASE} AS patchset
 ARG BASE
@@ -30,6 +32,7 @@ LABEL org.opencontainers.image.title="sglang with ROCm patches" \
       org.sglang.rocm-patches.release="${RELEASE}" \
       org.sglang.rocm-patches.digest="${PATCHSET_DIGEST}" \
       org.sglang.rocm-patches.slugs="${SLUGS:-all}"
+RUN /opt/rocm-patches/ci/image/pinned.sh "${BASE}" "${BASE_DIGEST}"
 WORKDIR /sgl-workspace
 
 FROM patchset AS source
@@ -43,9 +46,10 @@ RUN /opt/rocm-patches/ci/image/rebuild.sh "${ARCH}" "${RELEASE}" "${PATCHSET_DIG
 
 # The last stage is what is built where no target is named.
 FROM patchset AS layered
+ARG ARCH
 ARG RELEASE
 ARG PATCHSET_DIGEST
 ARG SLUGS
 ARG TILELANG_COMMIT
 # hadolint ignore=SC2086
-RUN /opt/rocm-patches/ci/image/layer.sh "${RELEASE}" "${PATCHSET_DIGEST}" ${SLUGS}
+RUN /opt/rocm-patches/ci/image/layer.sh "${ARCH}" "${RELEASE}" "${PATCHSET_DIGEST}" ${SLUGS}

@@ -2,15 +2,19 @@
 # What rocm.Dockerfile adds to a released image, in one step: the patches, TileLang's commit if asked
 # for, import paths, the proof. No network and no pip, unless TILELANG_COMMIT is given.
 #
-#   layer.sh RELEASE DIGEST [SLUG...]
+#   layer.sh ARCH RELEASE DIGEST [SLUG...]
 #
 # WORKSPACE (default /sgl-workspace) and TILELANG (default /opt/tilelang) say where the image keeps
 # them; TILELANG_COMMIT moves TileLang there; REBUILT names packages that rebuild.sh has just made.
 set -euo pipefail
-[ $# -ge 2 ] || { echo "usage: layer.sh RELEASE DIGEST [SLUG...]" >&2; exit 2; }
+[ $# -ge 3 ] || { echo "usage: layer.sh ARCH RELEASE DIGEST [SLUG...]" >&2; exit 2; }
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-release=$1 digest=$2
-shift 2
+arch=$1 release=$2 digest=$3
+shift 3
+case "$arch" in
+    gfx942 | gfx950) ;;
+    *) echo "layer.sh: no architecture '$arch': gfx942 or gfx950" >&2; exit 2 ;;
+esac
 workspace=${WORKSPACE:-/sgl-workspace}
 note=$(mktemp)
 trap 'rm -f "$note"' EXIT
@@ -30,4 +34,4 @@ fi
 python3 "$home/import_paths.py" --workspace "$workspace"
 rebuilt=()
 for name in ${REBUILT:-}; do rebuilt+=(--rebuilt "$name"); done
-python3 "$home/smoke.py" after "$note" "${rebuilt[@]}"
+python3 "$home/smoke.py" after "$note" --arch "$arch" "${rebuilt[@]}"

@@ -10,7 +10,6 @@
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: rebuild.sh ARCH RELEASE DIGEST [SLUG...]" >&2; exit 2; }
 arch=$1
-shift
 case "$arch" in
     gfx942 | gfx950) ;;
     *) echo "rebuild.sh: no architecture '$arch': gfx942 or gfx950" >&2; exit 2 ;;

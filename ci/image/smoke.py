@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
 """That an image imports what it should, from where users start, and that no package changed.
 
-    smoke.py before FILE   note the version of every installed package
-    smoke.py after FILE    compare with that note, and find the packages that sglang needs
-    smoke.py gpu           import the modules that are patched; needs the GPU
+    smoke.py before FILE             note the version of every installed package
+    smoke.py after FILE --arch ARCH  compare with that note, import what sglang needs, and ask the
+                                     patches what they are
+    smoke.py gpu                     import the modules that are patched, too; needs the GPU
 
-A build host has no GPU, and aiter asks one for its architecture when it is imported; so a build
-finds packages and compiles modules, and the first container on a GPU imports them.
+A build host has no GPU. aiter asks one for its architecture when it is imported, unless GPU_ARCHS
+says it; what cannot be imported there all the same is said, and left to the first container on a
+GPU, as are the patched modules, some of which ask a GPU what it is.
 
 Exit codes: 0 all is well, 1 something is not, 2 wrong usage.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import json
+import os
 import py_compile
+import re
 import subprocess
 import sys
 import traceback
@@ -23,7 +28,9 @@ from pathlib import Path
 from typing import NoReturn
 
 HOME = Path(__file__).resolve().parents[2]
-NEEDED = ("sglang", "aiter", "torch", "triton", "tilelang", "sgl_kernel")
+NEEDED = ("aiter", "torch", "triton", "tilelang", "sgl_kernel", "sglang")
+# How aiter, torch and HIP say that they find no GPU.
+NO_GPU = re.compile(r"rocminfo|No HIP GPUs|no ROCm-capable device|hipErrorNoDevice|No GPU detected")
 
 
 def main() -> None:
@@ -32,6 +39,7 @@ def main() -> None:
     commands.add_parser("before").add_argument("note", type=Path)
     after = commands.add_parser("after")
     after.add_argument("note", type=Path)
+    after.add_argument("--arch", required=True, metavar="gfx942|gfx950")
     after.add_argument("--rebuilt", action="append", default=[], metavar="NAME")
     commands.add_parser("gpu")
     given = parser.parse_args()
@@ -42,13 +50,18 @@ def main() -> None:
         unchanged(json.loads(given.note.read_text()), given.rebuilt)
         found()
         compiled()
+        os.environ["GPU_ARCHS"] = given.arch
+        needed(gpu=Path("/dev/kfd").exists())
     else:
-        imported()
+        needed(gpu=True)
+        patched()
+    reported()
     print(f"{given.command}: as it should be, seen from {Path.cwd()}")
 
 
 def installed() -> dict[str, str]:
-    packages = importlib.metadata.distributions()
+    """Of two of a name, the first on the path, which is the one that is imported."""
+    packages = reversed(list(importlib.metadata.distributions()))
     return {package.metadata["Name"]: package.version for package in packages}
 
 
@@ -80,9 +93,19 @@ def compiled() -> None:
             fail(f"{path} does not compile", str(error))
 
 
-def imported() -> None:
+def needed(gpu: bool) -> None:
+    """Import the packages; without a GPU, one that asks for it is said to be left out."""
     for name in NEEDED:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            if gpu or not NO_GPU.search(str(error)):
+                fail(f"`import {name}` in {Path.cwd()} fails", traceback.format_exc())
+            print(f"not imported: {name} needs a GPU, which is not here ({error}); on one, run")
+            print(f"  python3 {Path(__file__).resolve()} gpu")
+
+
+def patched() -> None:
     for path in patched_files():
         name = ".".join(path.relative_to(tree().parent).with_suffix("").parts)
         name = name.removesuffix(".__init__")
@@ -92,8 +115,17 @@ def imported() -> None:
             importlib.import_module(name)
         except Exception:
             fail(f"`import {name}` fails", traceback.format_exc())
+
+
+def reported() -> None:
+    """What the patches say of themselves is what the tool finds in the tree."""
     from sglang.srt import rocm_patches
 
+    state, report = status(), rocm_patches.report()
+    on = {slug for slug, value in state["state"].items() if value == "on"}
+    applied = {slug for slug, said in report["slugs"].items() if said["state"] != "not applied"}
+    if (report["digest"], applied) != (state["digest"], on):
+        fail("the patches report something else than is in the tree", rocm_patches.summary())
     print(rocm_patches.summary())
 
 
@@ -101,12 +133,17 @@ def tree() -> Path:
     return Path(importlib.util.find_spec("sglang").origin).parent
 
 
-def patched_files() -> list[Path]:
+@functools.cache
+def status() -> dict:
     command = [sys.executable, HOME / "apply.py", "status", "--json", "--tree", tree()]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         fail("apply.py status refuses this tree", done.stdout or done.stderr)
-    paths = [file["path"] for file in json.loads(done.stdout)["files"]]
+    return json.loads(done.stdout)
+
+
+def patched_files() -> list[Path]:
+    paths = [file["path"] for file in status()["files"]]
     return [tree().parent / path for path in paths if path.endswith(".py")]
 
 

@@ -1,5 +1,6 @@
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,20 @@ def memory() -> Iterator[Path]:
 def untouched(memory) -> Image:
     """A released image for tests of refusals, which leave it as it is."""
     return layout.image(memory / "untouched", "0.5.10.post1")
+
+
+@pytest.fixture(scope="session")
+def rebuilt(memory) -> tuple[Image, float, Built]:
+    """A released image with the Dockerfile's other target, one slug alone, and when it began."""
+    made = layout.image(memory / "source", "0.5.10.post1")
+    kernels = made.workspace / "sglang/sgl-kernel/setup_rocm.py"
+    kernels.write_text("import os; open('built', 'w').write(os.environ['AMDGPU_TARGET'])\n")
+    setup = made.workspace / "aiter/setup.py"
+    kept = setup.read_text()
+    setup.write_text("import os; open('built', 'w').write(os.environ['GPU_ARCHS'])\n" + kept)
+    began = time.time()
+    arguments = build_arguments("0.5.10.post1", ["indexer"])
+    return made, began, build(made, arguments, "source")
 
 
 @pytest.fixture(scope="session")

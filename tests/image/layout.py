@@ -3,7 +3,8 @@
 /sgl-workspace/sglang   a checkout at the release's tag: detached, dirty (pyproject.toml replaced,
                         MI300X_VF configurations and _version.py untracked), installed editable
 /sgl-workspace/aiter    a checkout, installed editable by the import hook of PEP 660
-/opt/venv               its Python; torch, triton and the like are there in name alone
+/opt/venv               its Python; sgl_kernel is there in name alone, torch, triton and what sglang
+                        imports are this environment's, under the versions of the image
 /opt/tilelang           a checkout with its CMake build, used where it lies
 """
 
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +102,13 @@ def image(root: Path, release: str) -> Image:
     venv = root / "opt/venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     for name, version in VERSIONS.items():
-        _write(made.site / name / "__init__.py", f"__version__ = {version!r}\n")
         _metadata(made.site, name, version)
+    _write(made.site / "sgl_kernel/__init__.py", f"__version__ = {VERSIONS['sgl_kernel']!r}\n")
+    # sglang imports it for notebooks; in this environment it is not.
+    _write(made.site / "IPython/__init__.py", "")
+    _write(made.site / "IPython/display.py", "HTML = display = None\n")
+    # Read after the image's own .pth files, so what these name comes first.
+    _write(made.site / "zz_environment.pth", f"{sysconfig.get_path('purelib')}\n")
     _sglang(made, release)
     _aiter(made)
     tilelang(made)
@@ -245,6 +252,7 @@ def build(made: Image, arguments: dict[str, str], target: str) -> Built:
             stage.append((word, rest))
     assert global_arguments == {"BASE"}
     declared, labels = {"PATH": f"{made.root / 'opt/venv/bin'}:/usr/bin:/bin"}, {}
+    cwd = made.root
     for word, rest in stages[target]:
         if word == "ARG":
             declared[rest] = arguments[rest]

@@ -2,15 +2,12 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
-from tests.image.layout import DIGEST, ROOT, build, build_arguments, image, instructions, stub
+from tests.image.layout import DIGEST, ROOT, build_arguments, instructions, stub
 
 BUILD = ROOT / "ci/image/build.py"
 # Answers as docker does: a digest for tags that it knows, and it notes each command.
@@ -71,7 +68,7 @@ def test_what_is_copied_is_there_and_let_through_to_the_build():
 
 def test_every_run_step_is_a_script_that_is_there():
     steps = [r for w, r in instructions((ROOT / "rocm.Dockerfile").read_text()) if w == "RUN"]
-    assert len(steps) == 2
+    assert len(steps) == 3
     for step in steps:
         script = re.match(r"/opt/rocm-patches/(ci/image/\w+\.sh) [^;&|]*$", step)[1]
         assert (ROOT / script).stat().st_mode & 0o111, script
@@ -107,24 +104,26 @@ def test_a_build_that_fails_fails(tmp_path):
     assert run(tmp_path, *GIVEN, DOCKER_BUILD="1").returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("base", "digest"),
+    [("lmsysorg/sglang:v0.5.9", ""), ("a:b", DIGEST), (f"a@{DIGEST}", DIGEST[:-1] + "4")],
+)
+def test_a_base_whose_label_would_not_be_true_is_refused(base, digest):
+    command = [ROOT / "ci/image/pinned.sh", base, digest]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "give BASE=IMAGE@sha256:... and BASE_DIGEST=sha256:..." in done.stderr
+    command = [ROOT / "ci/image/pinned.sh", f"a:b@{DIGEST}", DIGEST]
+    assert subprocess.run(command).returncode == 0
+
+
 @pytest.mark.slow
-def test_the_source_target_rebuilds_what_is_compiled_and_patches_it(memory):
-    made = image(memory / "source", "0.5.10.post1")
-    kernels = made.workspace / "sglang/sgl-kernel/setup_rocm.py"
-    kernels.write_text("import os; open('built', 'w').write(os.environ['AMDGPU_TARGET'])\n")
-    setup = made.workspace / "aiter/setup.py"
-    kept = setup.read_text()
-    setup.write_text("import os; open('built', 'w').write(os.environ['GPU_ARCHS'])\n" + kept)
-    library = made.tilelang / "build/lib/libtilelang.so"
-    before = library.stat().st_mtime_ns
-    for name in ("pip", "setuptools", "_distutils_hack"):
-        for folder in Path(sysconfig.get_path("purelib")).glob(f"{name}*/"):
-            shutil.copytree(folder, made.site / folder.name)
-    outcome = build(made, build_arguments("0.5.10.post1"), "source")
+def test_the_source_target_rebuilds_what_is_compiled_and_patches_it(rebuilt):
+    made, began, outcome = rebuilt
     assert outcome.returncode == 0, outcome.stderr
-    assert kernels.with_name("built").read_text() == "gfx950"
-    assert setup.with_name("built").read_text() == "gfx950"
-    assert library.stat().st_mtime_ns > before
+    for folder in ("sglang/sgl-kernel", "aiter"):
+        assert (made.workspace / folder / "built").read_text() == "gfx950"
+    assert (made.tilelang / "build/lib/libtilelang.so").stat().st_mtime > began
     assert not list(made.site.glob("__editable___amd_aiter*")), "aiter is installed by a hook again"
     imports = "import aiter; aiter.dynamic_per_tensor_quant"
     assert made.run("python3", "-c", imports).returncode == 0

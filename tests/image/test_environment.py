@@ -4,22 +4,24 @@ import shutil
 
 import pytest
 
-from tests.image.layout import ROOT
+from tests.image.layout import ROOT, VERSIONS
 
 
 @pytest.mark.slow
-def test_the_environment_on_a_gpu_adds_to_the_images_packages_and_hides_none(built, tmp_path):
-    image, _, _ = built
+def test_the_environment_on_a_gpu_adds_to_the_images_packages_and_hides_none(untouched, tmp_path):
+    image = untouched
     (tmp_path / "ci").mkdir()
     shutil.copy(ROOT / "ci/environment.sh", tmp_path / "ci")
     (tmp_path / "ci/requirements-tools.txt").touch()
-    program = "import sys, torch, aiter; print(sys.prefix, torch.__version__, aiter.__file__)"
+    program = (
+        "import sys, sgl_kernel, aiter; print(sys.prefix, sgl_kernel.__version__, aiter.__file__)"
+    )
     command = f'source ci/environment.sh rocm && python3 -c "{program}"'
     done = image.run("bash", "-c", f"set -euo pipefail; {command}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1].split()
     assert said == [
         str(tmp_path / "build/environment-rocm"),
-        "2.9.1+rocm7.2.0",
+        VERSIONS["sgl_kernel"],
         str(image.workspace / "aiter/aiter/__init__.py"),
     ]

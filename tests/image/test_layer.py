@@ -1,12 +1,12 @@
 """Catches a build of rocm.Dockerfile that leaves a released image unpatched, broken or changed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from patchset import series
-from tests.image import layout
-from tests.image.layout import Image, build, build_arguments
+from tests.image.layout import Image, build_arguments
 from tests.platform.trees import ROOT
 from tests.tool.synthetic import git
 
@@ -69,14 +69,13 @@ def test_the_labels_say_what_is_in_the_image(built, release):
 def test_a_second_build_on_the_first_is_the_same_image(built, release):
     image, _, _ = built
     before = image.files()
-    done = image.script("layer.sh", release, PATCHSET.release(release).digest)
+    done = image.script("layer.sh", "gfx950", release, PATCHSET.release(release).digest)
     assert done.returncode == 0, done.stderr
     assert image.files() == before
 
 
-def test_a_build_of_one_slug_turns_on_that_one_alone(memory):
-    image = layout.image(memory / "one-slug", "0.5.10.post1")
-    outcome = build(image, build_arguments("0.5.10.post1", ["indexer"]), "layered")
+def test_a_build_of_one_slug_turns_on_that_one_alone(rebuilt):
+    image, _, outcome = rebuilt
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.labels["org.sglang.rocm-patches.slugs"] == "indexer"
     assert on(status(image)) == {"indexer"}
@@ -111,7 +110,7 @@ def test_what_cannot_be_right_is_refused_with_what_helps(case, untouched):
 @pytest.mark.parametrize("script", ["layer.sh", "install.py", "import_paths.py"])
 def test_a_base_without_a_workspace_is_no_released_image(script, untouched, tmp_path):
     given = {
-        "layer.sh": ("0.5.10", DIGEST),
+        "layer.sh": ("gfx950", "0.5.10", DIGEST),
         "install.py": ("--release", "0.5.10", "--digest", DIGEST, "--workspace", tmp_path / "none"),
         "import_paths.py": ("--workspace", tmp_path / "none"),
     }[script]
@@ -129,7 +128,7 @@ def test_a_snapshot_of_main_under_a_releases_name_is_refused(untouched):
     changed.write_bytes(released + b"# main went on\n")
     try:
         before = untouched.files()
-        done = untouched.script("layer.sh", "0.5.10", DIGEST)
+        done = untouched.script("layer.sh", "gfx950", "0.5.10", DIGEST)
         assert untouched.files() == before
     finally:
         changed.write_bytes(released)
@@ -151,7 +150,7 @@ def test_a_package_that_the_layer_changed_fails_the_build(change, untouched, tmp
     else:
         del versions["torch"]
     note.write_text(json.dumps(versions))
-    done = untouched.script("smoke.py", "after", note)
+    done = untouched.script("smoke.py", "after", note, "--arch", "gfx950")
     assert done.returncode == 1
     assert (
         "nvidia-nccl: 2.27 before, absent now" if change == "removed" else "torch: "
@@ -161,9 +160,42 @@ def test_a_package_that_the_layer_changed_fails_the_build(change, untouched, tmp
 def test_a_folder_that_hides_a_package_fails_the_build(untouched, tmp_path):
     note = tmp_path / "note"
     assert untouched.script("smoke.py", "before", note).returncode == 0
-    done = untouched.script("smoke.py", "after", note)
+    done = untouched.script("smoke.py", "after", note, "--arch", "gfx950")
     assert done.returncode == 1
     assert "finds no package" in done.stderr
+
+
+@pytest.fixture
+def after(built, tmp_path):
+    """What smoke.py makes of an image whose aiter begins with some other line."""
+    image, _, _ = built
+    aiter = image.workspace / "aiter/aiter/__init__.py"
+    whole = aiter.read_text()
+
+    def run(line: str):
+        aiter.write_text(f"import os\n{line}\n{whole}")
+        assert image.script("smoke.py", "before", tmp_path / "note").returncode == 0
+        return image.script("smoke.py", "after", tmp_path / "note", "--arch", "gfx950")
+
+    yield run
+    aiter.write_text(whole)
+
+
+@pytest.mark.skipif(Path("/dev/kfd").exists(), reason="nothing lacks a GPU here")
+def test_what_needs_a_gpu_is_left_to_one_in_so_many_words(after):
+    asks = "raise RuntimeError('Get GPU arch from rocminfo failed, as ' + os.environ['GPU_ARCHS'])"
+    done = after(asks)
+    assert done.returncode == 0, done.stderr
+    assert "not imported: aiter needs a GPU, which is not here (Get GPU arch" in done.stdout
+    assert "as gfx950); on one, run" in done.stdout
+    assert "rocm patches" in done.stdout
+
+
+def test_a_package_that_does_not_import_fails_the_build(after):
+    done = after("from aiter import no_such_operator")
+    assert done.returncode == 1
+    assert "`import aiter` in" in done.stderr
+    assert "no_such_operator" in done.stderr
 
 
 def status(image: Image) -> dict:

@@ -157,6 +157,8 @@ def verdicts(house: Path, kind: str, release: series.Release, slug: str) -> list
 
 # Measured rows, with an estimate for chips that nobody here has ---------------------------------
 
+ARCHS = {"MI300X": "gfx942", "MI355X": "gfx950"}
+
 
 def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
     (slug,) = measured.slugs(patches.slugs)
@@ -166,7 +168,14 @@ def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
         | {
             "ratio": row["ours_us"] / row["floor_us"],
             "against": tables.ratio(row),
-            "estimates": estimates(row, bandwidth and bandwidth * 1e6),
+            "estimates": estimates(
+                row,
+                bandwidth and bandwidth * 1e6,
+                {
+                    chip: amd_launches(measured.house, arch, slug, row)
+                    for chip, arch in ARCHS.items()
+                },
+            ),
         }
         for row in measured.rows
     ]
@@ -181,14 +190,35 @@ def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
     }
 
 
-def estimates(row: dict, bandwidth: float | None) -> dict[str, float | None]:
-    """Microseconds that a chip cannot go below: the row's bytes over its peak bandwidth, or the
-    launches at what an empty one costs on the measured device, since none was timed on AMD."""
+def estimates(
+    row: dict, bandwidth: float | None, launches: dict[str, int]
+) -> dict[str, float | None]:
+    """Microseconds that a chip cannot go below: the row's bytes over the peak bandwidth of its HBM,
+    or the chip's launches at what an empty one costs on the measured device, since none was timed
+    on AMD."""
     if bandwidth is None:
         return dict.fromkeys(HBM)
     moved = row["floor_us"] * bandwidth
-    launches = row["launches"] * row["empty_us"]
-    return {chip: max(moved / peak, launches) for chip, peak in HBM.items()}
+    return {chip: max(moved / peak, launches[chip] * row["empty_us"]) for chip, peak in HBM.items()}
+
+
+def amd_launches(house: Path, arch: str, slug: str, row: dict) -> int:
+    """How many launches the row's call takes on a chip, as its own launch parameters have it."""
+    call = {name: row[name] for name in ("work", "model", "tp", "tokens")} | {"slug": slug}
+    counted = [
+        each["launches"]
+        for compiled in evidence.load(house, f"aot.{arch}.json")
+        for each in compiled.content.get("launches", [])
+        if call.items() <= each.items()
+    ]
+    combined = [
+        each
+        for written in evidence.load(house, f"tilelang.{arch}.json")
+        for each in written.rows
+        if row["work"] == "sparse attention" and each["kernel"] == "sparse_mla_combine"
+        if f"{row['model']} TP{row['tp']}" in each["models"] and row["tokens"] in each["tokens"]
+    ]
+    return max(counted, default=1) + bool(combined)
 
 
 def plots(rows: list[dict]) -> list[dict]:

@@ -174,7 +174,7 @@ def test_what_further_runs_cannot_settle_alone_they_cannot_in_company(capsys, lo
 def test_a_package_that_is_not_there_is_named_with_what_installs_it(command):
     given = {
         "accuracy_cli": ["power"],
-        "throughput_cli": ["run", "--preset", "glm-5", "--release", "0.5.9"],
+        "throughput_cli": ["run", "--preset", "deepseek-v3.2", "--release", "0.5.9"],
     }[command]
     code = (
         "import sys\n"
@@ -227,7 +227,17 @@ def test_the_power_is_that_of_the_questions_that_there_are(capsys, tmp_path):
 
 
 def test_five_shots_are_refused_for_an_nsa_model_before_anything_is_begun(capsys, tmp_path):
-    given = ["run", "--preset", "glm-5", "--release", "0.5.9", "--arch", "gfx942", "--shots", "5"]
+    given = [
+        "run",
+        "--preset",
+        "deepseek-v3.2",
+        "--release",
+        "0.5.9",
+        "--arch",
+        "gfx942",
+        "--shots",
+        "5",
+    ]
     assert accuracy_cli.main([*given, "--output", str(tmp_path / "result.json")]) == 2
     assert "index_topk" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,16 @@ def test_too_few_or_impossible_measurements_are_refused():
 
 
 def test_the_workloads_of_the_pull_requests_are_the_default(capsys):
-    given = ["run", "--preset", "glm-5", "--release", "0.5.9", "--arch", "gfx942", "--dry-run"]
+    given = [
+        "run",
+        "--preset",
+        "deepseek-v3.2",
+        "--release",
+        "0.5.9",
+        "--arch",
+        "gfx942",
+        "--dry-run",
+    ]
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "1024/1024 c4" in said
@@ -90,6 +99,6 @@ def test_the_workloads_of_the_pull_requests_are_the_default(capsys):
 
 
 def test_fewer_repeats_than_show_a_spread_are_refused(tmp_path, capsys):
-    given = ["run", "--preset", "glm-5", "--release", "0.5.9", "--arch", "gfx942"]
+    given = ["run", "--preset", "deepseek-v3.2", "--release", "0.5.9", "--arch", "gfx942"]
     assert main([*given, "--repeats", "2", "--output", str(tmp_path / "t.json")]) == 2
     assert "3 are the fewest" in capsys.readouterr().err

@@ -103,7 +103,10 @@ class Evidence:
             return evidence_key.of_hip_source(self.house)
         if self.subject == "launches":
             return evidence_key.of_launches([slug], self.house)
-        return evidence_key.of_bench(self.subject, self.house) | self.key["files"].keys()
+        named = set(self.key["files"])
+        if not any(path.startswith("bench/") for path in named):
+            return named  # measured before keys named what measures
+        return evidence_key.of_bench(self.subject, self.house) | named
 
     def slugs(self, known: list[str]) -> list[str]:
         """The slugs that it is about."""

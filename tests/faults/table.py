@@ -879,11 +879,11 @@ WHOLE_MODEL_FAULTS = [
         tests="tests/engine/test_engine.py",
     ),
     Fault(
-        "head gates of a long context lack the scales of q",
+        "index keys of a long context are read by a scale that is squared",
         "indexer",
-        "indexer_gate_kernel.py",
-        "gate * head_scale * q_scale * softmax_scale",
-        "gate * head_scale * softmax_scale",
+        "indexer_kernel.py",
+        "    tl.store(scales[:, None] + lane, scale[:, None],",
+        "    tl.store(scales[:, None] + lane, (scale * scale)[:, None],",
         tests="tests/engine/test_sparse_selection.py",
     ),
 ]

@@ -56,14 +56,13 @@ CHIPS = {
     "gfx942": Chip("hip", torch.float8_e4m3fnuz, 64 << 10, 304, (Tiling(32, 128, 16),)),
     # The same tile: two workgroups fit, and one computes while the other waits for memory.
     "gfx950": Chip("hip", torch.float8_e4m3fn, 160 << 10, 256, (Tiling(32, 128, 16),)),
-    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks. From 32
-    # heads on a tile of them fills a multiprocessor alone, and reads its keys once for all.
+    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks.
     "sm_90": Chip(
         "cuda",
         torch.float8_e4m3fn,
         227 << 10,
         132,
-        (Tiling(64, 256, 64), Tiling(64, 256, 32), Tiling(64, 128, 16)),
+        (Tiling(64, 256, 64), Tiling(64, 128, 16)),
     ),
 }
 

@@ -100,7 +100,7 @@ class Evidence:
         if self.subject == "aot":
             return evidence_key.of_machine_code(slug, self.house)
         if self.subject == "tilelang":
-            return evidence_key.of_hip_source(self.house)
+            return evidence_key.sources([evidence_key.HIP_SOURCE], self.house)
         if self.subject == "launches":
             return evidence_key.of_launches([slug], self.house)
         named = set(self.key["files"])

@@ -1,6 +1,5 @@
 """Catches sparse attention that reads the wrong rows, counts a missing key, or outgrows the LDS."""
 
-import json
 import re
 
 import pytest
@@ -10,7 +9,6 @@ tilelang = pytest.importorskip("tilelang")
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
-from tests import evidence_key  # noqa: E402
 from tests.kernels import hip_source  # noqa: E402
 from tests.platform.tensors import poisoned  # noqa: E402
 from tests.references import nsa_fp8_kv_sparse_mla as reference  # noqa: E402
@@ -156,9 +154,9 @@ def lowered(arch, program):
 def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens):
     chip = sparse_mla.CHIPS[arch]
     tiling = sparse_mla.tiling_for(arch, heads, 512, 64, 2048)
-    settings = hip_source.settings_of(arch, fp8, heads, tokens)
+    program, settings = hip_source.partial(arch, fp8, heads, tokens)
     splits = settings["splits"]
-    source, lds = lowered(arch, hip_source.partial(settings))
+    source, lds = lowered(arch, program)
     bound = sparse_mla.lds_bytes(tiling, 512, 64, 2048 // splits)
     assert lds <= bound <= chip.lds
     padding = 16 * tiling.keys  # of the probabilities' rows, in older TileLang
@@ -175,41 +173,9 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
 
 @pytest.mark.parametrize("arch", HIP)
 def test_hip_source_of_the_combination_uses_no_lds(arch):
-    said = hip_source.told(*lowered(arch, combine(heads=16, d_v=512, splits=64)))
-    row = said | {"kernel": "sparse_mla_combine"}
-    assert not list(hip_source.problems(arch, row))
-    for fault in ({"lds": 4}, {"cache_loads": [2]}, {"addresses_64_bit": False}):
-        assert list(hip_source.problems(arch, row | fault))
-
-
-@pytest.mark.parametrize("arch", HIP)
-def test_every_form_that_the_real_models_select_fits_the_chip(arch):
-    """By evidence/, as long as what decides it is unchanged: to write all takes minutes."""
-    kept = json.loads(hip_source.evidence(arch).read_text())
-    renew = "python3 -m tests.kernels.hip_source"
-    assert not evidence_key.changed(kept["key"], files=evidence_key.of_hip_source()), renew
-    named = [(row["kernel"], row["heads"], row["splits"], row["tokens"]) for row in kept["rows"]]
-    selected = [
-        (name, form["heads"], form["splits"], sorted({call["tokens"] for call in calls}))
-        for name, form, calls in hip_source.forms(arch)
-    ]
-    assert named == selected, renew
-    assert {row["heads"] for row in kept["rows"]} == {8, 16, 32, 64, 128}
-    assert not [problem for row in kept["rows"] for problem in hip_source.problems(arch, row)]
-    assert all(row["upstream"]["kernel"].startswith("sparse_mla_fwd") for row in kept["rows"])
-
-
-def test_an_address_computed_in_32_bits_is_told():
-    source = """extern "C" __global__ void kernel(bfloat16_t* __restrict__ out, int tokens) {
-  *(uint4*)(out + ((((int64_t)((int)blockIdx.x)) * (int64_t)8192) + (int64_t)8)) = value;
-}"""
-    assert hip_source.told(source, 0)["addresses_64_bit"]
-    for old, new in (
-        ("((int64_t)((int)blockIdx.x)) * (int64_t)8192", "(int64_t)(((int)blockIdx.x) * 8192)"),
-        ("((((int64_t)", "((((int)"),
-    ):
-        assert old in source
-        assert not hip_source.told(source.replace(old, new), 0)["addresses_64_bit"]
+    source, lds = lowered(arch, combine(heads=16, d_v=512, splits=64))
+    assert lds == 0
+    assert "uint2" in source
 
 
 # Choices and refusals ---------------------------------------------------------------------------

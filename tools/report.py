@@ -215,7 +215,7 @@ def amd_launches(house: Path, arch: str, slug: str, row: dict) -> int:
         each
         for written in evidence.load(house, f"tilelang.{arch}.json")
         for each in written.rows
-        if row["work"] == "sparse attention" and each["kernel"] == "sparse_mla_combine"
+        if row["work"] == "sparse attention" and each["splits"] > 1
         if f"{row['model']} TP{row['tp']}" in each["models"] and row["tokens"] in each["tokens"]
     ]
     return max(counted, default=1) + bool(combined)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evidence import Evidence
+from tests.evidence import Evidence, without_group
 from tests.kernels import aot
 from tests.platform import trees, value
 
@@ -87,9 +87,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("platform", metafunc.config.platforms, ids=str, scope="session")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if config.option.aot_triton is None and any(p.name == "cuda" for p in config.platforms):
         # One of them, 3.6.0 as torch 2.11 has it, fails an assertion of its own on e4m3fnuz.
         reason = "an NVIDIA machine's Triton is no AMD image's; name one by --aot-triton"
@@ -98,7 +100,7 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _group(item) -> str:
+def _group(item) -> str | None:
     """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
     layer = item.path.parent.name
     if layer == "modules":
@@ -109,7 +111,7 @@ def _group(item) -> str:
         return layer  # a laid-out image is made once for each worker
     if layer in ("bench", "regression"):
         return item.path.stem  # calls are noted, and servers started, once for each worker
-    return item.nodeid
+    return None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -134,8 +136,7 @@ def compared(item) -> str | None:
 
 @pytest.fixture
 def seed(request) -> int:
-    test = request.node.nodeid.partition("@")[0]  # behind it xdist puts the group
-    return zlib.crc32(test.encode(), request.config.option.seed)
+    return zlib.crc32(without_group(request.node.nodeid).encode(), request.config.option.seed)
 
 
 @pytest.fixture(autouse=True)

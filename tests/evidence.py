@@ -15,6 +15,11 @@ import pytest
 from tests import evidence_key
 
 
+def without_group(nodeid: str) -> str:
+    """A test's id without what pytest-xdist puts behind it."""
+    return nodeid.partition("@")[0]
+
+
 class Evidence:
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -22,7 +27,7 @@ class Evidence:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
-            path, _, parameters = report.nodeid.partition("::")
+            path, _, parameters = without_group(report.nodeid).partition("::")
             layer, subject = Path(path).parts[1], Path(path).stem.removeprefix("test_")
             release, arch = (
                 found[0] if (found := re.search(form, parameters)) else "any"

@@ -23,6 +23,7 @@ from tests.platform.arm import Arm
 from tests.platform.trees import BUILD, ROOT, packages, patched_tree, pristine_tree, slugs
 
 KEPT = (BUILD / "engine").resolve()
+IMPORTS = ("sglang.bench_one_batch", "sglang.srt.models.registry")
 
 
 def switch(slug: str) -> str:
@@ -75,7 +76,7 @@ def result(
     name = f"{scenario.replace(':', '-')}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}"
     with locked(KEPT / f"{name}.lock"):
         if not (KEPT / f"{name}.pt").exists():
-            process = Arm(sglang, platform, packages=beside, **settings)
+            process = Arm(sglang, platform, packages=beside, imports=IMPORTS, **settings)
             found = process.run(f"tests.engine.scenarios.{scenario}", alone=True, **inputs)
             torch.save(found.outputs, KEPT / f"{name}.unfinished")
             os.replace(KEPT / f"{name}.unfinished", KEPT / f"{name}.pt")

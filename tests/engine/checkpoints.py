@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.engine import kept
 
 VOCABULARY = 256
-STEPS = 4  # decode steps after each prompt
+STEPS = 3  # decode steps after each prompt
 
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -116,8 +116,8 @@ CONFIGS = {
         "max_position_embeddings": 512,
     },
 }
-# Lengths on both sides of a page of 16 and of gpt-oss's window.
-LENGTHS = dict.fromkeys(CONFIGS, (5, 16, 33)) | {"glm-5-long": (2300,)}
+# Lengths on both sides of a page of 16 and of gpt-oss's window; decoding crosses both.
+LENGTHS = dict.fromkeys(CONFIGS, (6, 16, 18)) | {"glm-5-long": (2300,)}
 # Prompts for free-running generation: the clearest of many, so that rounding turns no token.
 CANDIDATES, CHOSEN, GREEDY_LENGTH = 128, 3, 37
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .emulation import environment
-from .nursery import Fork, nursery
+from .nursery import fork
 from .process import Process, Worker
 from .value import Platform
 
@@ -35,9 +35,18 @@ class Result:
 
 
 class Arm:
-    def __init__(self, tree: Path, platform: Platform, absent=(), packages=None, **switches: str):
-        """`absent`: operators that an older aiter lacks; `packages`: see emulation.environment."""
-        self.platform, self.packages = platform, packages
+    def __init__(
+        self,
+        tree: Path,
+        platform: Platform,
+        absent=(),
+        packages=None,
+        imports: tuple[str, ...] = (),
+        **switches: str,
+    ):
+        """`absent`: operators that an older aiter lacks; `packages`: see emulation.environment;
+        `imports`: what all scenarios need of the tree, worth importing once for many such arms."""
+        self.platform, self.packages, self.imports = platform, packages, imports
         self.environment = environment(platform, tree, packages, **switches)
         self.environment["SGLANG_TEST_ABSENT"] = ",".join(absent)
         self._worker: Worker | None = None
@@ -59,7 +68,7 @@ class Arm:
 
     def _start(self) -> Worker:
         if self.platform.name == "cpu":
-            return Fork(nursery(self.platform, self.packages), self.environment)
+            return fork(self.platform, self.packages, self.imports, self.environment)
         return Process("tests.platform.worker", self.environment)
 
     def _ask(self, worker: Worker, scenario: str, inputs: dict) -> Result:

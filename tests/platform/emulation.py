@@ -18,7 +18,7 @@ from .value import Platform, refuse_the_interpreter
 # need. Real ones of these names, where installed, are built for another platform.
 STOOD_IN = ("aiter", "sgl_kernel", "fast_hadamard_transform")
 TILELANG = ("tilelang", "tvm_ffi")
-UNUSED = ("torchvision", "IPython", "anthropic")
+UNUSED = ("torchvision", "IPython", "anthropic", "sklearn")
 
 
 def environment(platform: Platform, tree, packages=None, **switches: str) -> dict[str, str]:

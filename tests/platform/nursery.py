@@ -4,7 +4,9 @@ Importing torch, Triton and sglang's own requirements is most of an arm's start.
 they are imported once for each architecture and set of packages. A GPU allows no fork.
 """
 
+import atexit
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -12,7 +14,6 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TextIO
 
 from .process import Process, Worker, serve, stdout_for_answers
 from .value import Platform
@@ -38,15 +39,19 @@ IMPORTED = (
 )
 
 
-class Fork(Worker):
-    """A child of a nursery, with the environment of an arm."""
+# What this process and its parent hear each other by.
+_ends: list = []
 
-    def __init__(self, nursery: Worker, environment: dict[str, str]):
+
+class Fork(Worker):
+    """A child of a nursery, with the environment of an arm, or of another child."""
+
+    def __init__(self, parent: Worker, environment: dict[str, str] | None = None):
         with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
             address = str(Path(folder, "arm"))
             listener.bind(address)
             listener.listen()
-            nursery.ask({"address": address, "environment": environment})
+            parent.ask({"address": address, "environment": environment})
             self.connection = listener.accept()[0]
         super().__init__(self.connection.makefile("w"), self.connection.makefile("r"))
 
@@ -59,21 +64,75 @@ class Fork(Worker):
 def nursery(platform: Platform, packages: Path | None) -> Worker:
     from .emulation import environment
 
-    return Process("tests.platform.nursery", environment(platform, NO_TREE, packages))
+    worker = Process("tests.platform.nursery", environment(platform, NO_TREE, packages))
+    worker.ask({"imports": IMPORTED})
+    return worker
 
 
-def _fork(answers: TextIO, address: str, environment: dict[str, str]) -> dict:
-    if os.fork():
-        return {}
-    answers.close()  # or a nursery that died would seem to be busy
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _become(environment)
+@functools.cache
+def _importer(
+    platform: Platform,
+    packages: Path | None,
+    imports: tuple[str, ...],
+    environment: tuple[tuple[str, str], ...],
+) -> Worker:
+    worker = Fork(nursery(platform, packages), dict(environment))
+    worker.ask({"imports": imports})
+    return worker
+
+
+def fork(
+    platform: Platform,
+    packages: Path | None,
+    imports: tuple[str, ...],
+    environment: dict[str, str],
+) -> Worker:
+    """A process of an arm; `imports`, modules of its tree, were imported once for all such."""
+    if not imports:
+        return Fork(nursery(platform, packages), environment)
+    return Fork(_importer(platform, packages, imports, tuple(environment.items())))
+
+
+def _answer(**question) -> dict:
+    if "address" in question:
+        return _fork(**question)
+    if "imports" in question:
+        return _import(**question)
     from .worker import run
 
+    return run(**question)
+
+
+def _import(imports: list[str]) -> dict:
+    gc.disable()
+    for name in imports:
+        importlib.import_module(name)
+    gc.freeze()  # or each child would walk all of this again and again
+    gc.enable()
+    return {}
+
+
+def _fork(address: str, environment: dict[str, str] | None) -> dict:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    if os.fork():
+        return {}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for end in _ends:  # or a parent that died would seem to be busy
+        end.close()
+    if environment is not None:
+        _become(environment)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        serve(run, connection.makefile("r"), connection.makefile("w"))
-    raise SystemExit
+        _ends[:] = connection.makefile("w"), connection.makefile("r"), connection
+        serve(_answer, _ends[1], _ends[0])
+    _leave()
+
+
+def _leave() -> None:
+    """Without taking thousands of modules down, which is a second of a core."""
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _become(environment: dict[str, str]) -> None:
@@ -93,8 +152,6 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    for name in IMPORTED:
-        importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the arms
-    answers = stdout_for_answers()
-    serve(functools.partial(_fork, answers), sys.stdin, answers)
+    _ends[:] = [stdout_for_answers()]
+    serve(_answer, sys.stdin, _ends[0])
+    _leave()

@@ -36,6 +36,14 @@ def test_an_interpreted_run_never_passes_for_one_on_a_gpu(monkeypatch, name):
         prepare()
 
 
+@pytest.mark.xdist_group("one")
+def test_pytest_xdist_keeps_groups_together(request):
+    """With pytest 9.2.0 pytest-xdist 3.8.0 does not, and says nothing."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("one process runs all")
+    assert request.node.nodeid.endswith("@one")
+
+
 def test_poison_is_nan_or_a_wild_integer(platform):
     for dtype in (torch.float32, torch.bfloat16, platform.fp8_dtype):
         assert poisoned((3, 5), dtype, platform.device).float().isnan().all()

@@ -30,6 +30,7 @@ import triton.language as tl
 from torch.utils._pytree import tree_flatten
 from triton.runtime import interpreter
 
+from . import triton_types
 from .floats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, Fp8, bf16_to_fp32, fp32_to_bf16
 
 TensorHandle = interpreter.TensorHandle
@@ -313,6 +314,7 @@ def install() -> None:
     interpreter._implicit_cvt = _argument
     interpreter._get_np_dtype = _np_dtype
     interpreter._patch_lang = _replace_once
+    triton_types.share(interpreter.interpreter_semantic)
 
 
 def _need_replaced(ours: type) -> None:

@@ -28,10 +28,11 @@ def test_few_bytes_take_the_chips_own_launches():
 def house(tmp_path):
     (tmp_path / "evidence").mkdir()
     of_two = ROW | {"slug": "indexer", "cache_dtype": "–", "launches": 2}
-    split = {"models": ["GLM-5 TP8"], "tokens": [1, 64]}
+    split = {"models": ["GLM-5 TP8"], "tokens": [1, 64], "splits": 8}
+    whole = split | {"tokens": [16384], "splits": 1}
     for name, content in (
         ("aot.gfx942", {"rows": [], "launches": [of_two]}),
-        ("tilelang.gfx950", {"rows": [split | {"kernel": "sparse_mla_combine"}]}),
+        ("tilelang.gfx950", {"rows": [split, whole]}),
     ):
         (tmp_path / f"evidence/{name}.json").write_text(json.dumps(content))
     return tmp_path

@@ -103,10 +103,12 @@ def pytest_collection_modifyitems(config, items):
 def _group(item) -> str | None:
     """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
     layer = item.path.parent.name
-    if layer == "modules":
-        return f"modules {item.callspec.params.get('platform')}"
-    if layer == "engine":
-        return " ".join(sorted(map(str, item.callspec.params.values())))
+    if layer in ("modules", "engine") or item.path.stem == "test_emulation":
+        given = getattr(item, "callspec", None)
+        told = [str(value) for value in given.params.values()] if given else []
+        releases = [r for r in trees.RELEASES if any(t == r or t.startswith(f"{r}-") for t in told)]
+        platforms = [str(each) for each in item.config.platforms if str(each) in told]
+        return " ".join(["arms of", *(releases or trees.RELEASES[-1:]), *platforms])
     if layer == "image":
         return layer  # a laid-out image is made once for each worker
     if layer in ("bench", "regression"):

@@ -4,16 +4,17 @@ Importing torch, Triton and sglang's own requirements is most of an arm's start.
 they are imported once for each architecture and set of packages. A GPU allows no fork.
 """
 
-import atexit
 import functools
 import gc
 import importlib
+import multiprocessing.util
 import os
 import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from .process import Process, Worker, serve, stdout_for_answers
 from .value import Platform
@@ -114,8 +115,12 @@ def _import(imports: list[str]) -> dict:
 
 def _fork(address: str, environment: dict[str, str] | None) -> dict:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    if os.fork():
-        return {}
+    if not os.fork():
+        _be_a_child(address, environment)
+    return {}
+
+
+def _be_a_child(address: str, environment: dict[str, str] | None) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for end in _ends:  # or a parent that died would seem to be busy
         end.close()
@@ -128,9 +133,9 @@ def _fork(address: str, environment: dict[str, str] | None) -> dict:
     _leave()
 
 
-def _leave() -> None:
-    """Without taking thousands of modules down, which is a second of a core."""
-    atexit._run_exitfuncs()
+def _leave() -> NoReturn:
+    """Without taking thousands of modules down, which is a second of a core and more."""
+    multiprocessing.util._exit_function()  # its semaphores outlive a process
     sys.stderr.flush()
     os._exit(0)
 

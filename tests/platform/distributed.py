@@ -1,11 +1,22 @@
-"""Process groups without NCCL: RCCL's calls go to gloo."""
+"""Process groups without NCCL, and processes that need not import everything once more."""
 
 import functools
+import multiprocessing
 
 import torch.distributed as dist
 
 
+def fork_and_never_spawn() -> None:
+    """sglang spawns its processes, since no GPU lives through a fork; here there is none.
+
+    Importing torch and sglang anew is most of a server's start.
+    """
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.set_start_method = lambda method, force=False: None
+
+
 def use_gloo() -> None:
+    """RCCL's calls go to gloo."""
     for name in ("init_process_group", "new_group"):
         replacement = _with_gloo(getattr(dist, name))
         setattr(dist, name, replacement)

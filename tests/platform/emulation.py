@@ -76,6 +76,7 @@ def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
         device.install(platform.arch)
         graph.install()
         distributed.use_gloo()
+        distributed.fork_and_never_spawn()
         # It goes through all modules for the line that registers an operator: a twentieth of a run.
         torch._library.utils.get_source = lambda stacklevel: "not looked up"
     else:

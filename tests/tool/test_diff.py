@@ -60,13 +60,22 @@ def edited(pristine, edits, on):
     return b"".join(lines)
 
 
-def as_drawn(edits, patch, read):
-    """Whether git has each edit at its place; among equal lines it may choose another.
+def as_drawn(pristine, edits, patch, read):
+    """Whether git makes of each edit's place what the edit does; among equal lines it may not.
 
     The patch alone is the same then, but together with another it means something else.
     """
-    places = [(at, at + size) for owner, at, size, _ in edits if owner == patch]
-    return all(any(a <= edit.start and edit.end <= b for a, b in places) for edit in read.edits())
+    inside = []
+    for owner, at, size, new in edits:
+        if owner == patch:
+            here = [e for e in read.edits() if at <= e.start and e.end <= at + size]
+            lines = pristine[at : at + size]
+            for edit in reversed(here):
+                lines[edit.start - at : edit.end - at] = edit.new
+            if lines != new:
+                return False
+            inside += here
+    return inside == read.edits()
 
 
 def lands_as_said(text, hunks, made):
@@ -96,7 +105,8 @@ def test_any_subset_of_random_patches_goes_on_and_off_as_git_would(case):
         texts = [diff(PATH, old, edited(pristine, edits, {n}), scratch) for n in range(count)]
         diffs = [parse(text)[0] for text in texts if text]
         owners = [n for n, text in enumerate(texts) if text]
-        assume(all(as_drawn(edits, n, read) for n, read in zip(owners, diffs, strict=True)))
+        drawn = zip(owners, diffs, strict=True)
+        assume(all(as_drawn(pristine, edits, n, read) for n, read in drawn))
         assert all(neighbours(a, b) is None for a, b in itertools.combinations(diffs, 2))
         target = scratch / PATH
         target.parent.mkdir()
@@ -126,7 +136,7 @@ def test_taking_off_a_patch_that_is_not_on_is_noticed(case, data):
     with tempfile.TemporaryDirectory() as folder:
         texts = [diff(PATH, old, edited(pristine, edits, {n}), Path(folder)) for n in range(count)]
     diffs = {n: parse(text)[0] for n, text in enumerate(texts) if text}
-    assume(all(as_drawn(edits, n, read) for n, read in diffs.items()))
+    assume(all(as_drawn(pristine, edits, n, read) for n, read in diffs.items()))
     made = edited(pristine, edits, on & diffs.keys())
     for some in subsets(count):
         if diffs.keys() >= {*some}:

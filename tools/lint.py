@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HOUSE))
+if str(HOUSE) not in sys.path:
+    sys.path.insert(0, str(HOUSE))
 
 from patchset import series  # noqa: E402  # the folder above is put on the path first
 from patchset.diff import FileDiff  # noqa: E402
@@ -76,19 +77,19 @@ def changed_lines(diff: FileDiff) -> int:
     return sum(len(edit.old) + len(edit.new) for edit in diff.edits())
 
 
-def rooms(slug: str) -> Iterator[str]:
+def rooms(house: Path, slug: str) -> Iterator[str]:
     for room in ROOMS:
         path = room.format(module=slug.replace("-", "_"))
-        if not (HOUSE / path).is_file():
+        if not (house / path).is_file():
             yield f"{path} is missing"
 
 
 # The READMEs' tables and numbers ---------------------------------------------------------------
 
 
-def renewed(document: str, blocks: dict[str, str]) -> str:
+def renewed(house: Path, document: str, blocks: dict[str, str]) -> str:
     """A document with its generated tables as they should be."""
-    text = (HOUSE / document).read_text()
+    text = (house / document).read_text()
     for name, table in blocks.items():
         form = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
@@ -97,19 +98,34 @@ def renewed(document: str, blocks: dict[str, str]) -> str:
     return text
 
 
-def documents(every: dict[str, dict[str, str]]) -> Iterator[str]:
+def documents(house: Path, every: dict[str, dict[str, str]]) -> Iterator[str]:
     for document, blocks in every.items():
-        text = (HOUSE / document).read_text()
-        if text != renewed(document, blocks):
+        text = (house / document).read_text()
+        if text != renewed(house, document, blocks):
             yield f"{document}: a generated table is stale; python3 tools/lint.py --write"
         for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
             yield f"{document}: nothing generates the block `{name}`"
-    text, blocks = (HOUSE / "README.md").read_text(), every["README.md"]
+    text, blocks = (house / "README.md").read_text(), every["README.md"]
     for line in tables.written_by_hand(text, blocks):
         yield f"README.md: a number without evidence, in: {line.strip()}"
-    text, blocks = (HOUSE / "bench/README.md").read_text(), every["bench/README.md"]
+    text, blocks = (house / "bench/README.md").read_text(), every["bench/README.md"]
     for line in tables.numbers_in_use(text, blocks):
         yield f"bench/README.md: the version in use has numbers by hand, in: {line.strip()}"
+
+
+def problems_of(house: Path, write: bool = False) -> list[str]:
+    """All that is wrong with the checkout at ``house``, its tables written first or not."""
+    patches = series.load(house)
+    every_table = tables.all_of(house, patches)
+    for document, blocks in every_table.items() if write else ():
+        (house / document).write_text(renewed(house, document, blocks))
+    problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(house, slug)]
+    for release in patches.releases.values():
+        every = [*release.patches.values(), *filter(None, [release.self_report])]
+        for patch in every:
+            where = f"patches/{release.name}/{patch.slug}.patch"
+            problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
+    return problems + [*documents(house, every_table)]
 
 
 def main() -> int:
@@ -117,19 +133,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the READMEs' tables first")
     args = parser.parse_args()
     try:
-        patches = series.load(HOUSE)
+        problems = problems_of(HOUSE, args.write)
     except Refused as refusal:
         raise SystemExit(f"lint: {refusal}") from refusal
-    every_table = tables.all_of(HOUSE, patches)
-    for document, blocks in every_table.items() if args.write else ():
-        (HOUSE / document).write_text(renewed(document, blocks))
-    problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(slug)]
-    for release in patches.releases.values():
-        every = [*release.patches.values(), *filter(None, [release.self_report])]
-        for patch in every:
-            where = f"patches/{release.name}/{patch.slug}.patch"
-            problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
-    problems += documents(every_table)
     for problem in problems:
         print(f"lint: {problem}")
     return 1 if problems else 0

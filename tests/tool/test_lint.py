@@ -10,7 +10,7 @@ import pytest
 
 from patchset import series
 from tests import evidence_key
-from tools import tables
+from tools import lint, tables
 
 HOUSE = Path(__file__).resolve().parents[2]
 OVERLAY = evidence_key.OVERLAY
@@ -31,7 +31,11 @@ def house(tmp_path):
     return tmp_path
 
 
-def lint(house, *arguments):
+def problems(house, write=False):
+    return "\n".join(lint.problems_of(house, write))
+
+
+def script(house, *arguments):
     return subprocess.run(
         [sys.executable, house / "tools/lint.py", *arguments], capture_output=True, text=True
     )
@@ -44,8 +48,7 @@ def edit(path, old, new):
 
 
 def test_the_set_as_it_is_has_no_problems(house):
-    done = lint(house)
-    assert (done.returncode, done.stdout) == (0, "")
+    assert problems(house) == ""
 
 
 @pytest.mark.parametrize(
@@ -63,19 +66,18 @@ def test_the_set_as_it_is_has_no_problems(house):
 )
 def test_a_missing_or_malformed_trailer_is_named(house, old, new, problem):
     edit(house / PATCH, old, new)
-    done = lint(house)
-    assert done.returncode == 1
-    assert f"lint: {PATCH}: {problem}" in done.stdout
+    assert f"{PATCH}: {problem}" in problems(house)
 
 
 def test_all_problems_are_reported_in_one_go(house):
     edit(house / PATCH, "Numerics: ", "Numbers: ")
     (house / "tests/references/layernorm.py").unlink()
     (house / "tests/kernels/test_indexer.py").unlink()
-    told = lint(house).stdout
-    assert "no trailer `Numerics:`" in told
-    assert "layernorm: tests/references/layernorm.py is missing" in told
-    assert "indexer: tests/kernels/test_indexer.py is missing" in told
+    done = script(house)
+    assert done.returncode == 1
+    assert f"lint: {PATCH}: no trailer `Numerics:`" in done.stdout
+    assert "lint: layernorm: tests/references/layernorm.py is missing" in done.stdout
+    assert "lint: indexer: tests/kernels/test_indexer.py is missing" in done.stdout
 
 
 def test_a_hook_of_more_than_forty_lines_is_refused(house):
@@ -86,14 +88,15 @@ def test_a_hook_of_more_than_forty_lines_is_refused(house):
     start, length = ranges.split("+")[1].split(" @@")[0].split(",")
     thick = ranges.replace(f"+{start},{length}", f"+{start},{int(length) + 50}")
     (house / PATCH).write_text(f"{head}\n@@ {thick}\n{first}" + "\n+    pass" * 50 + f"\n+{rest}")
-    told = lint(house).stdout
+    told = problems(house)
     assert "56 changed lines in sglang/srt/layers/attention/nsa/nsa_indexer.py, 40 allowed" in told
 
 
 def test_a_stale_table_is_refused_and_write_renews_it(house):
     edit(house / PATCH, "Subject: ", "Subject: Another ")
-    assert "README.md: a generated table is stale" in lint(house).stdout
-    assert lint(house, "--write").returncode == 0
+    assert "README.md: a generated table is stale" in problems(house)
+    done = script(house, "--write")
+    assert (done.returncode, done.stdout) == (0, "")
     assert "| Another " in (house / "README.md").read_text()
 
 
@@ -106,12 +109,12 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
     found["key"] = evidence_key.key("none", files)
     found["key"]["versions"]["triton"] = evidence_key.pinned("triton")
     report.write_text(json.dumps(found))  # as if measured now
-    assert lint(house, "--write").returncode == 0
+    assert problems(house, write=True) == ""
     assert f"{measured}stale |" not in readme.read_text()
     kernel = house / OVERLAY / "layernorm_kernel.py"
     kernel.write_text(kernel.read_text() + "\n# changed\n")
-    assert "README.md: a generated table is stale" in lint(house).stdout
-    assert lint(house, "--write").returncode == 0
+    assert "README.md: a generated table is stale" in problems(house)
+    assert problems(house, write=True) == ""
     assert f"{measured}stale |" in readme.read_text()
     assert "| `write_kv` | gfx942 | stale |" not in readme.read_text()
 
@@ -164,7 +167,7 @@ def test_a_confidence_a_version_and_a_name_are_no_measurement(text):
 def test_numbers_by_hand_are_refused_in_both_documents(house):
     edit(house / "README.md", "## Revert", "It runs 1.9x faster.\n\n## Revert")
     edit(house / "bench/README.md", "# Versions tried", "# Versions tried\n| **3.1** |\n")
-    told = lint(house).stdout
+    told = problems(house)
     assert "README.md: a number without evidence, in: It runs 1.9x faster." in told
     assert "bench/README.md: the version in use has numbers by hand, in: | **3.1** |" in told
 
@@ -173,7 +176,7 @@ def test_numbers_by_hand_are_refused_in_both_documents(house):
 def test_a_block_that_nothing_generates_is_refused(house, document):
     path = house / document
     path.write_text(path.read_text() + "\n<!-- generated: mine -->1.9x faster<!-- end -->\n")
-    told = lint(house).stdout
+    told = problems(house)
     assert f"{document}: nothing generates the block `mine`" in told
     assert ("a number without evidence" in told) == (document == "README.md")
 
@@ -187,12 +190,12 @@ def test_what_a_version_takes_now_is_said_by_its_evidence(house):
     kept = house / "evidence/layernorm.Invented-GPU.json"
     kept.write_text(json.dumps({"key": key, "rows": rows}))
     line = "| layernorm: w | M TP1 | fp8 | Invented-GPU | "
-    lint(house, "--write")
+    problems(house, write=True)
     now = (house / "bench/README.md").read_text()
     assert f"{line}6.00 (12.00) | 6.00 (12.00) | 6.00 (12.00) | 2.00 | 1.50 |" in now
     overview = (house / "README.md").read_text()
     assert "2.00x the floor (2.00 to 2.00)<br>1.50x the products (1.50 to 1.50)" in overview
     harness = house / "bench/harness.py"
     harness.write_text(harness.read_text() + "\n# changed\n")
-    lint(house, "--write")
+    problems(house, write=True)
     assert f"{line}stale |" in (house / "bench/README.md").read_text()

@@ -75,17 +75,17 @@ def load(settings: Settings, work: Path) -> Any:
 
 def questions(settings: Settings, task: Any, url: str) -> list[dict[str, Any]]:
     """The rows of a per-question log. Raises Refused for a prompt that tests nothing, RunFailed."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    from lm_eval.evaluator import evaluate
 
     model = _client(settings, url)
-    found = lm_eval.simple_evaluate(
-        model=model,
-        tasks=[task],
-        num_fewshot=settings.shots,
+    task.set_config("num_fewshot", settings.shots)
+    # Not simple_evaluate, which then collects, for seconds, what this machine has installed.
+    found = evaluate(
+        lm=model,
+        task_dict={"tasks": {TASK: task}},
         limit=settings.limit,
-        task_manager=TaskManager(include_defaults=False),
         apply_chat_template=settings.protocol == "chat",
+        fewshot_as_multiturn=True,
         log_samples=True,
         bootstrap_iters=0,
     )
@@ -117,12 +117,17 @@ def _row(sample: dict[str, Any], answers: dict[str, dict[str, Any]]) -> dict[str
         "doc_id": sample["doc_id"],
         "correct": bool(sample["exact_match"]),
         "invalid": prediction == INVALID,
-        **answers[str(sample["arguments"][0][0])],
+        **answers[_text(sample["arguments"][0][0])],
         "prediction": prediction,
         "target": sample["target"].rpartition("####")[2].strip(),
         "prompt_hash": sample["prompt_hash"],
         "text": sample["resps"][0][0],
     }
+
+
+def _text(prompt: Any) -> str:
+    """Of a chat, lm-eval has it in a tuple: one of its own in requests, a plain one in samples."""
+    return str(prompt if isinstance(prompt, str) else prompt[0])
 
 
 def _client(settings: Settings, url: str) -> Any:
@@ -165,7 +170,7 @@ def _client(settings: Settings, url: str) -> Any:
                         text, row = await self.ask(session, [prompt], gen_kwargs)
                     if settings.index_topk:
                         refuse_short_prompt(row["prompt_tokens"], settings)
-                    self.answers[str(prompt)] = row
+                    self.answers[_text(prompt)] = row
                     bar.update()
                     return [text]
 

@@ -12,6 +12,7 @@ within 0.02); for each draw the chances are exact.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -92,6 +93,7 @@ def passed(
     return tuple(float(chance) for chance in chances / DRAWS)
 
 
+@cache
 def text(questions: int, runs: int) -> str:
     """The table, for people; drops and margins in points of accuracy."""
     header = ["discordant", "SE"]

@@ -62,7 +62,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         faults = self.server.faults
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        one = "Eve" in asked["prompt"].rpartition("Question:")[2]
+        prompt = asked.get("prompt") or "\n\n".join(m["content"] for m in asked["messages"])
+        one = "Eve" in prompt.rpartition("Question:")[2]
         if "die" in faults:
             os._exit(3)
         if "slow" in faults:
@@ -70,12 +71,14 @@ class Handler(BaseHTTPRequestHandler):
         if "fail" in faults and one:
             self.say(500, {"error": "out of memory"})
             return
-        choice = {"index": 0, "text": answer(asked["prompt"], faults), "finish_reason": "stop"}
+        text = answer(prompt, faults)
+        said = {"text": text} if "prompt" in asked else {"message": {"content": text}}
+        choice = {"index": 0, **said, "finish_reason": "stop"}
         if "cut" in faults:
             choice["finish_reason"] = "length"
         if "abort" in faults and one:
             choice |= {"text": "", "finish_reason": "abort"}
-        usage = {"prompt_tokens": len(asked["prompt"].split()), "completion_tokens": 2}
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 2}
         self.say(200, {"choices": [choice], "usage": None if "uncounted" in faults else usage})
 
     def say(self, status: int, what: dict) -> None:
@@ -92,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Stub(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # all ask at once, and who finds it full asks again after a second
 
     def __init__(self, faults: str, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
@@ -105,7 +109,8 @@ class Stub(ThreadingHTTPServer):
 def serving(faults: str = "") -> Iterator[str]:
     """The URL of a stub in this process."""
     with Stub(faults) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # Looks so often whether it is to end.
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:

@@ -48,6 +48,21 @@ def test_runs_of_servers_that_are_what_they_say_are_judged(gsm8k):
     assert result["arms"]["patched"][0]["sglang"] == "0.5.10.post1"
     # By URL: neither what this machine has, nor an emulation.
     assert set(result["measured_on"].values()) == {None}
+    assert result["arms"]["patched"][0]["shortest_prompt_tokens"] == words(shots=5)
+
+
+def test_a_chat_is_asked_the_same_with_as_many_shots(gsm8k):
+    code, said, result = gsm8k("--protocol", "chat", "--shots", "3")
+    assert code == exits.INCONCLUSIVE, said
+    [run] = result["arms"]["patched"]
+    assert (run["accuracy"], run["questions"]) == (1, 12)
+    assert run["shortest_prompt_tokens"] == words(shots=3)
+
+
+def words(shots: int) -> int:
+    """Of a prompt."""
+    asked, told = "Question: Tom has 3 pens and buys 4 . How many ? Answer:", "#### 7"
+    return shots * len([*asked.split(), *told.split()]) + len(asked.split())
 
 
 def test_wrong_answers_are_a_regression(gsm8k):

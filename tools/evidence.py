@@ -76,6 +76,16 @@ class Evidence:
 
     def changed(self, slug: str, release: str = "*") -> list[str]:
         """What decided this evidence about a slug and is another now; empty: fresh."""
+        asked = (slug, release)
+        if asked not in self._judged:  # a page asks for every row
+            self._judged[asked] = self._changed(slug, release)
+        return self._judged[asked]
+
+    @cached_property
+    def _judged(self) -> dict[tuple[str, str], list[str]]:
+        return {}
+
+    def _changed(self, slug: str, release: str) -> list[str]:
         if self.subject in BY_ROW:
             kept = {
                 (slugs_of(row), row.get("digest")) for row in self.rows if slug in slugs_of(row)

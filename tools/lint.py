@@ -125,7 +125,7 @@ def problems_of(house: Path, write: bool = False) -> list[str]:
         for patch in every:
             where = f"patches/{release.name}/{patch.slug}.patch"
             problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
-    return problems + [*documents(house, every_table)]
+    return [*problems, *documents(house, every_table)]
 
 
 def main() -> int:

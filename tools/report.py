@@ -163,6 +163,9 @@ ARCHS = {"MI300X": "gfx942", "MI355X": "gfx950"}
 def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
     (slug,) = measured.slugs(patches.slugs)
     bandwidth = (measured.key or {}).get("bandwidth_tb_s")
+    compiled = {
+        chip: evidence.load(measured.house, f"*.{arch}.json") for chip, arch in ARCHS.items()
+    }
     rows = [
         row
         | {
@@ -171,10 +174,7 @@ def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
             "estimates": estimates(
                 row,
                 bandwidth and bandwidth * 1e6,
-                {
-                    chip: amd_launches(measured.house, arch, slug, row)
-                    for chip, arch in ARCHS.items()
-                },
+                {chip: amd_launches(files, slug, row) for chip, files in compiled.items()},
             ),
         }
         for row in measured.rows
@@ -202,19 +202,22 @@ def estimates(
     return {chip: max(moved / peak, launches[chip] * row["empty_us"]) for chip, peak in HBM.items()}
 
 
-def amd_launches(house: Path, arch: str, slug: str, row: dict) -> int:
-    """How many launches the row's call takes on a chip, as its own launch parameters have it."""
+def amd_launches(compiled: list[evidence.Evidence], slug: str, row: dict) -> int:
+    """How many launches the row's call takes on the chip that the files are of, as its own launch
+    parameters have it."""
     call = {name: row[name] for name in ("work", "model", "tp", "tokens")} | {"slug": slug}
     counted = [
         each["launches"]
-        for compiled in evidence.load(house, f"aot.{arch}.json")
-        for each in compiled.content.get("launches", [])
+        for file in compiled
+        if file.subject == "aot"
+        for each in file.content.get("launches", [])
         if call.items() <= each.items()
     ]
     combined = [
         each
-        for written in evidence.load(house, f"tilelang.{arch}.json")
-        for each in written.rows
+        for file in compiled
+        if file.subject == "tilelang"
+        for each in file.rows
         if row["work"] == "sparse attention" and each["splits"] > 1
         if f"{row['model']} TP{row['tp']}" in each["models"] and row["tokens"] in each["tokens"]
     ]

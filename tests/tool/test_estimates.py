@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tools import report
+from tools import evidence, report
 
 ROW = {"work": "head gates", "model": "GLM-5", "tp": 1, "tokens": 64, "cache_dtype": "bf16"}
 BANDWIDTH = 4.0e6  # of the measured device, bytes in a microsecond
@@ -50,4 +50,5 @@ def house(tmp_path):
     ],
 )
 def test_launches_are_those_of_the_chips_own_forms(house, arch, call, launches):
-    assert report.amd_launches(house, arch, "indexer", ROW | call) == launches
+    compiled = evidence.load(house, f"*.{arch}.json")
+    assert report.amd_launches(compiled, "indexer", ROW | call) == launches

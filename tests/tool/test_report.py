@@ -17,7 +17,8 @@ pytest.importorskip("jinja2", reason="ci/requirements-tools.txt is not installed
 
 from tools import plots, report  # only where it is
 
-pytestmark = pytest.mark.slow
+# One worker makes the page, and starts the browser.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("report")]
 HOUSE = Path(__file__).resolve().parents[2]
 TOKENS = (1, 64, 1024, 8192)
 FLAGS = (

@@ -4,10 +4,12 @@
                                             each containing the one before
 
 A process of its own without test tools in it, so that a fork costs little. The instant is one of
-two kinds: just before the n-th change on the disk, with every n met in turn, or a random time.
-After each kill the next command must bring the tree to an end: first `status`, which may not
-write, then a move to one of the states, after which every byte is compared with that state as it
-is when nothing interferes. Prints one JSON object: how many kills hit, and what was lost.
+two kinds: just before the n-th change on the disk, or a random time. KILLS of them are taken, at
+equal distances over the whole of every move, from another first one in each run. After each kill
+the next command must bring the tree to an end: first `status`, which may not write, then a move to
+one of the states, after which every byte is compared with that state as it is when nothing
+interferes. Prints one JSON object: how many kills hit, how many hit the next command too, and what
+was lost.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -50,6 +53,12 @@ def move(state: list[str]) -> None:
         run("apply", *state)
 
 
+def put(state: int) -> None:
+    """The tree as it is in a state, from a copy."""
+    shutil.rmtree(tree)
+    shutil.copytree(house / f"state-{state}", tree)
+
+
 def command(start: list[str], goal: list[str]) -> list[str]:
     """What leads from one state to the other: one of the two contains the other."""
     if set(start) < set(goal):
@@ -82,9 +91,10 @@ def killed(argv: list[str], instant: int | float) -> bool:
 counter = {"changes": 0, "fatal": -1}
 sys.addaudithook(watch)
 images, instants = [], []
-for state in states:
+for number, state in enumerate(states):
     move(state)
     images.append(content())
+    shutil.copytree(tree, house / f"state-{number}")
 for start, goal in itertools.permutations(range(len(states)), 2):
     move(states[start])
     before, began = counter["changes"], time.monotonic()
@@ -94,14 +104,17 @@ for start, goal in itertools.permutations(range(len(states)), 2):
     instants += [(start, goal, n) for n in range(1, changes + 1)]
     instants += [(start, goal, random.uniform(0, duration)) for _ in range(changes // 4)]
 
-hits, lost, ends, began = 0, [], Counter(), time.monotonic()
-random.shuffle(instants)
-for start, goal, instant in itertools.cycle(instants):
+hits, again, lost, ends, began = 0, 0, [], Counter(), time.monotonic()
+step = len(instants) / kills
+first = random.uniform(0, step)
+chosen = [instants[int(first + n * step)] for n in range(kills)]
+# A random time may come after the end of a move: then others take its place.
+for start, goal, instant in itertools.chain(chosen, random.sample(instants, len(instants))):
     if hits >= kills:
         break
     verb = command(states[start], states[goal])
     what = f"{verb} from {states[start]} killed at {instant}"
-    move(states[start])
+    put(start)
     if not killed(verb, instant):
         continue
     hits += 1
@@ -116,14 +129,17 @@ for start, goal, instant in itertools.cycle(instants):
     after = random.randrange(len(states))
     following = ["apply", *states[after]] if states[after] else ["revert"]
     if random.random() < 0.3:
-        hits += killed(following, random.randrange(1, 60))
+        again += killed(following, random.randrange(1, 60))
     code, shown = run(*following)
     if code:
         lost.append(f"{what}: {shown['message']}")
     ends[next((end for end in ENDS if end in shown["message"]), "nothing begun")] += 1
     if "given up" in shown["message"]:  # as if somebody else had changed the tree meanwhile
         lost.append(f"{what}: {shown['message']}")
-    move(states[after])
+    # What it left on beside what was asked goes first.
+    if {slug for slug, now in shown["state"].items() if now == "on"} != {*states[after]}:
+        move(states[after])
     if content() != images[after]:
         lost.append(f"{what}: bytes differ")
-print(json.dumps({"hits": hits, "lost": lost, "ends": ends, "seconds": time.monotonic() - began}))
+seconds = time.monotonic() - began
+print(json.dumps({"hits": hits, "again": again, "lost": lost, "ends": ends, "seconds": seconds}))

@@ -36,7 +36,7 @@ def whole(house, tree):
 # Kills ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(220, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(120, marks=pytest.mark.slow)])
 def test_nothing_is_lost_when_a_move_is_killed_at_any_instant(kills, house, seed):
     house.installed()
     synthetic_tree(house.home / "tree")

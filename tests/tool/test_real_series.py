@@ -54,20 +54,24 @@ def subsets(slugs):
     return [s for n in range(len(slugs) + 1) for s in itertools.combinations(slugs, n)]
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "part", [slice(4), pytest.param(slice(4, None), marks=pytest.mark.slow)], ids=["four", "others"]
+)
 def test_every_subset_applies_compiles_and_reverts_to_the_wheels_bytes(
-    count, covered, house, wheel, seed
+    part, covered, house, wheel, request
 ):
+    every = subsets([*covered.patches])
+    random.Random(request.config.option.seed).shuffle(every)  # the same for both parts
+    if part.start:
+        shorten_record(wheel)
     before = content(wheel)
     assert record_holds(wheel, before)
-    every = subsets([*covered.patches])
     seen, compiled = {}, set()
-    for slugs in random.sample(every, count) if count else every:
-        if slugs:
-            reply = house.ask("apply", *slugs, "--tree", wheel)
-            assert reply.code == 0, reply.shown["message"]
-        on = covered.required(slugs)
-        shown = house.ask("status", "--tree", wheel).shown
+    for slugs in every[part]:
+        # What a move tells of the tree it has read again.
+        reply = house.ask(*(("apply", *slugs) if slugs else ("status",)), "--tree", wheel)
+        assert reply.code == 0, reply.shown["message"]
+        on, shown = covered.required(slugs), reply.shown
         assert {slug for slug, now in shown["state"].items() if now == "on"} == on
         assert shown["status"] == ("patched" if slugs else "pristine")
         after = content(wheel)
@@ -81,6 +85,17 @@ def test_every_subset_applies_compiles_and_reverts_to_the_wheels_bytes(
         assert content(wheel) == before
 
 
+def shorten_record(tree):
+    """To the rows of the files that are there: reading thousands of others takes a third of a move.
+
+    What the whole of it becomes is seen where fewer moves are made.
+    """
+    (name,) = Tree(tree / "sglang").records()
+    with (tree / name).open(newline="") as rows:
+        kept = [row for row in rows if (tree / next(csv.reader([row]))[0]).exists()]
+    (tree / name).write_text("".join(kept), newline="")
+
+
 def record_holds(tree, files):
     """Every file there is what its row says, and every laid file has a row."""
     (name,) = Tree(tree / "sglang").records()
@@ -92,16 +107,16 @@ def record_holds(tree, files):
 
 @pytest.mark.slow
 def test_slugs_go_on_in_any_order_with_one_result(covered, house, wheel, seed):
-    results = []
-    for _ in range(3):
-        order = random.sample([*covered.patches], len(covered.patches))
-        for slug in order:
+    before, results = content(wheel), []
+    order = random.sample([*covered.patches], len(covered.patches))
+    for one in (order, order[::-1]):  # of any two slugs, each comes first once
+        for slug in one:
             assert house.ask("apply", slug, "--tree", wheel).code == 0
         results.append(content(wheel))
-        for slug in order:
-            house.ask("revert", slug, "--tree", wheel)
-        house.ask("revert", "--tree", wheel)
-    assert all(result == results[0] for result in results)
+        for slug in one:
+            assert house.ask("revert", slug, "--tree", wheel).code == 0
+        assert content(wheel) == before
+    assert results[0] == results[1]
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def tree() -> Path:
 
 @functools.cache
 def status() -> dict:
-    command = [sys.executable, HOME / "apply.py", "status", "--json", "--tree", tree()]
+    # -S: a named tree needs no packages, and what these start with Python may take seconds.
+    command = [sys.executable, "-S", HOME / "apply.py", "status", "--json", "--tree", tree()]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         fail("apply.py status refuses this tree", done.stdout or done.stderr)

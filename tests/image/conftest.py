@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.image import layout
-from tests.image.layout import Built, Image, build, build_arguments
+from tests.image.layout import Built, Image, build, build_arguments, light
 from tests.tool.conftest import MEMORY
 
 
@@ -36,7 +36,7 @@ def rebuilt(memory) -> tuple[Image, float, Built]:
     setup.write_text("import os; open('built', 'w').write(os.environ['GPU_ARCHS'])\n" + kept)
     began = time.time()
     arguments = build_arguments("0.5.10.post1", ["indexer"])
-    return made, began, build(made, arguments, "source")
+    return made, began, build(made, arguments, "source", **light(memory / "light"))
 
 
 @pytest.fixture(scope="session")

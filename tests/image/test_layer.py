@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patchset import series
-from tests.image.layout import Image, build_arguments
+from tests.image.layout import Image, build_arguments, light
 from tests.platform.trees import ROOT
 from tests.tool.synthetic import git
 
@@ -66,10 +66,11 @@ def test_the_labels_say_what_is_in_the_image(built, release):
     }
 
 
-def test_a_second_build_on_the_first_is_the_same_image(built, release):
+def test_a_second_build_on_the_first_is_the_same_image(built, release, tmp_path):
     image, _, _ = built
     before = image.files()
-    done = image.script("layer.sh", "gfx950", release, PATCHSET.release(release).digest)
+    given = ("gfx950", release, PATCHSET.release(release).digest)
+    done = image.script("layer.sh", *given, **light(tmp_path))
     assert done.returncode == 0, done.stderr
     assert image.files() == before
 
@@ -174,8 +175,9 @@ def after(built, tmp_path):
 
     def run(line: str):
         aiter.write_text(f"import os\n{line}\n{whole}")
-        assert image.script("smoke.py", "before", tmp_path / "note").returncode == 0
-        return image.script("smoke.py", "after", tmp_path / "note", "--arch", "gfx950")
+        note, without = tmp_path / "note", light(tmp_path / "light")
+        assert image.script("smoke.py", "before", note, **without).returncode == 0
+        return image.script("smoke.py", "after", note, "--arch", "gfx950", **without)
 
     yield run
     aiter.write_text(whole)

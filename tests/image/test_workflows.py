@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ WORKFLOWS = ROOT / ".github/workflows"
 GPUS = {f"card{i}": {"VRAM Total Used Memory (B)": str(300 << 20)} for i in range(8)}
 AGENT = "  Name:                    gfx942\n  ISA:  amdgcn-amd-amdhsa--gfx942:sramecc+:xnack-"
 RUNNERS = ("--gfx942-runner", '["mi300"]', "--gfx950-runner", '["mi35x"]')
+# ci/test has just run these on the same files.
+LINTERS = ("ruff", "mypy", "hadolint", "shellcheck", "actionlint")
+JUST_RUN = ("tools/lint.py", "tools/export.py")
 
 
 def workflow(name: str) -> dict:
@@ -64,19 +68,27 @@ def checkout(memory) -> Path:
         (copy / "build" / name / "stamp").write_text(f"Python {platform.python_version()}\n")
     for name in ("pristine", "trees"):
         (copy / "build" / name).symlink_to(ROOT / "build" / name)
+    # Compiling the environment's packages anew is most of a start of pytest.
+    for name in ("stdlib", "purelib"):
+        compiled = Path("build/bytecode", sysconfig.get_path(name).lstrip("/"))
+        (ROOT / compiled).mkdir(parents=True, exist_ok=True)
+        (copy / compiled).parent.mkdir(parents=True, exist_ok=True)
+        (copy / compiled).symlink_to(ROOT / compiled)
+    for name in JUST_RUN:
+        (copy / name).write_text("")
     return copy
 
 
 @pytest.fixture
 def machine(tmp_path) -> dict[str, str]:
-    """The environment of a runner's steps: docker and rocm-smi stood in for, linters too."""
+    """The environment of a runner's steps: docker, rocm-smi and linters are stood in for."""
     tree = trees.patched_tree("0.5.10.post1")
     emulated = emulation.environment(Platform("cpu", "gfx942"), tree)
     stub(tmp_path / "bin", "docker", f'exec {sys.executable} -m tests.image.docker "$@"')
     stub(tmp_path / "bin", "rocm-smi", f"echo '{json.dumps(GPUS)}'")
     rocminfo(tmp_path / "bin", 8)
-    for linter in ("ruff", "mypy", "hadolint", "shellcheck", "actionlint"):
-        stub(tmp_path / "bin", linter, "exit 0")  # ci/test has just run them on the same files
+    for linter in LINTERS:
+        stub(tmp_path / "bin", linter, "exit 0")
     (tmp_path / "workspace").mkdir()
     return emulated | {
         "PYTHONPATH": "",
@@ -87,6 +99,9 @@ def machine(tmp_path) -> dict[str, str]:
         "DOCKER_LOG": str(tmp_path / "docker.log"),
         "GITHUB_OUTPUT": str(tmp_path / "output"),
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        # With nothing to install, pip still compares all packages and looks for a newer pip.
+        "PIP_NO_DEPS": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PYTEST_ADDOPTS": "-p tests.image.emulated --collect-only tests/tool/test_diff.py",
     }
 

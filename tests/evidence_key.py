@@ -11,6 +11,7 @@ leaves it fresh. ``digests`` name the whole patch set as it was; they decide onl
 """
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -97,7 +98,7 @@ def sources(starts: Iterable[str], house: Path = ROOT) -> set[str]:
     while todo:
         path = todo.pop()
         found.add(path)
-        imported = _imported((house / path).read_text()) if (house / path).is_file() else set()
+        imported = _imported((house / path).read_text()) if (house / path).is_file() else ()
         todo |= {other for other in imported if (house / other).is_file()} - found
     return found
 
@@ -182,7 +183,8 @@ def driver() -> str | None:
     return told.stdout.splitlines()[0].strip()
 
 
-def _imported(source: str) -> set[str]:
+@functools.cache  # every slug and file of evidence asks for it
+def _imported(source: str) -> frozenset[str]:
     """Where the modules would lie that a module imports from the packages in FOLLOWED."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -193,7 +195,7 @@ def _imported(source: str) -> set[str]:
             found |= {f"{FOLLOWED[node.module]}/{alias.name}.py" for alias in node.names}
         elif package in FOLLOWED:
             found.add(f"{FOLLOWED[package]}/{name}.py")
-    return found
+    return frozenset(found)
 
 
 def _without_overlay(start: str, house: Path) -> set[str]:

@@ -1,4 +1,3 @@
-import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -6,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import evidence_key
 from tests.tool import synthetic
 
 MEMORY = Path("/dev/shm")
@@ -20,14 +18,6 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _each_source_is_parsed_once() -> Iterator[None]:
-    """What a text imports is asked for by every slug and file of evidence, and follows from it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence_key, "_imported", functools.cache(evidence_key._imported))
-        yield
 
 
 @pytest.fixture

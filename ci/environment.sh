@@ -37,8 +37,8 @@ environment_for() {
         fi
         local file flags
         for file in "${wanted[@]}"; do
-            flags=()
-            [[ $file == *no-deps* || $file == *accuracy* ]] && flags=(--no-deps)
+            flags=(--no-compile) # ci/test keeps bytecode elsewhere
+            [[ $file == *no-deps* || $file == *accuracy* ]] && flags+=(--no-deps)
             "$home/bin/python" -m pip install --quiet --disable-pip-version-check "${flags[@]}" -r "$file"
         done
         echo "$stamp" >"$home/stamp"
@@ -70,7 +70,7 @@ packages_of_releases() {
         folder=$PWD/build/packages-$(basename "${file#ci/requirements-}" .txt)
         if ! cmp --silent "$file" "$folder/requirements.txt"; then
             rm -rf "$folder" "$folder.unfinished"
-            python3 -m pip install --quiet --disable-pip-version-check --no-deps \
+            python3 -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
                 --target "$folder.unfinished" -r "$file"
             cp "$file" "$folder.unfinished/requirements.txt"
             mv "$folder.unfinished" "$folder"

@@ -1,6 +1,9 @@
 """The models, cache formats and settings that the arms are compared in."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+
+import pytest
 
 from tests.engine import arms
 from tests.engine.checkpoints import checkpoint
@@ -116,6 +119,26 @@ CASES = {
         "qwen3-moe", "fp8", ROPE, ("gfx950",), TRITON, {}, SCALES, release="0.5.9"
     ),
 }  # fmt: skip
+# Of what these show, the others show each part; they run with --long.
+LONG_CASES = {
+    "glm-5-bf16",
+    "qwen3-moe-bf16",
+    "minimax-m2-fp8-scaled",
+    "0.5.9-minimax-m2-bf16",
+    "0.5.9-minimax-m2-fp8",
+    "0.5.9-qwen3-moe-fp8-scaled-aiter",
+    "0.5.9-gpt-oss-bf16",
+}
+
+
+def params(names: Iterable[str] = CASES) -> list:
+    """Names of cases for pytest.mark.parametrize, some of them marked `long`."""
+    return [
+        pytest.param(name, marks=[pytest.mark.long] * (name in LONG_CASES), id=name)
+        for name in names
+    ]
+
+
 # Longer than index_topk: what the indexers select is all that attention sees.
 SPARSE = {
     "0.5.10.post1": Case("glm-5-long", "fp8", NSA, ("gfx942",), LONG),

@@ -116,8 +116,8 @@ CONFIGS = {
         "max_position_embeddings": 512,
     },
 }
-# Lengths on both sides of a page of 16 and of gpt-oss's window; decoding crosses both.
-LENGTHS = dict.fromkeys(CONFIGS, (6, 16, 18)) | {"glm-5-long": (2300,)}
+# On both sides of gpt-oss's window; decoding after the longest begins another page of 16.
+LENGTHS = dict.fromkeys(CONFIGS, (4, 9, 16)) | {"glm-5-long": (2300,)}
 # Prompts for free-running generation: the clearest of many, so that rounding turns no token.
 CANDIDATES, CHOSEN, GREEDY_LENGTH = 128, 3, 37
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.engine.cases import CASES
+from tests.engine.cases import CASES, params
 from tests.engine.launches import EVIDENCE, row
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ def key_of(row: dict) -> tuple[str, str]:
     return row["case"], row["arch"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", params())
 def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
     name, platform, runs_here
 ):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.engine.cases import CASES, Case
+from tests.engine.cases import CASES, Case, params
 from tests.engine.checkpoints import checkpoint
 from tests.engine.compare import apart, culprits, distance, oracle, parting
 from tests.platform.trees import slugs
@@ -12,7 +12,7 @@ from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=params())
 def case(request, runs_here) -> Case:
     chosen = CASES[request.param]
     runs_here(chosen.archs, chosen.release)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.cases import CASES
+from tests.engine.cases import CASES, params
 from tests.engine.checkpoints import checkpoint
 from tests.engine.compare import distance, oracle
 from tests.tolerances import LOGITS_FROM_TRANSFORMERS
@@ -10,7 +10,7 @@ from tests.tolerances import LOGITS_FROM_TRANSFORMERS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["gpt-oss-bf16", "0.5.9-gpt-oss-bf16"], ids=["aiter", "triton"])
+@pytest.mark.parametrize("name", params(["gpt-oss-bf16", "0.5.9-gpt-oss-bf16"]))  # aiter, triton
 def test_gpt_oss_decodes_with_one_key_fewer_than_its_window_holds(name, platform, runs_here):
     case = CASES[name]
     runs_here(case.archs, case.release)

@@ -197,6 +197,11 @@ class Memory:
             return
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         first = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        if not first.size:
+            return
+        low, high = int(first.min()), int(first.max()) + size
+        if any(start <= low and high <= end for start, end in self.known):
+            return
         inside = np.zeros(first.shape, dtype=bool)
         for start, end in self.known:
             inside |= (first >= start) & (first + np.uint64(size) <= end)

@@ -108,7 +108,9 @@ def _group(item) -> str | None:
         told = [str(value) for value in given.params.values()] if given else []
         releases = [r for r in trees.RELEASES if any(t == r or t.startswith(f"{r}-") for t in told)]
         platforms = [str(each) for each in item.config.platforms if str(each) in told]
-        return " ".join(["arms of", *(releases or trees.RELEASES[-1:]), *platforms])
+        of_all = item.config.option.release is None or len(item.config.platforms) > 1
+        shared = [*(releases or trees.RELEASES[-1:]), *platforms] if of_all else [item.path.stem]
+        return " ".join(["arms of", *shared])
     if layer == "image":
         return layer  # a laid-out image is made once for each worker
     if layer in ("bench", "regression"):

@@ -229,6 +229,7 @@ def test_a_sliding_window_pool_gets_the_mapped_slots(platform, dtype):
     check(platform, k, v, slots, full_to_swa)
 
 
+@pytest.mark.slow
 def test_a_prefill_stores_every_token(platform):
     count = 1030
     k, v = tokens(platform, count, (2, 96, 64), gap=3)

@@ -73,6 +73,7 @@ def test_a_batch_is_stored_in_its_slots_and_nowhere_else(platform, tokens, page_
     assert_bitwise(*both(platform, keys(platform, tokens), slots, page_size, preshuffled, pages))
 
 
+@pytest.mark.slow
 def test_every_amax_gives_act_quants_scale(platform, monkeypatch):
     # More tokens a program than any launch takes: the interpreter's time goes by programs.
     few = {"BLOCK_T": 64, "VECTOR": 8, "num_warps": 4}

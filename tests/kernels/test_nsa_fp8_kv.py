@@ -112,6 +112,7 @@ def test_rows_may_lie_apart_and_tokens_may_have_no_head_dimension(platform):
     assert_bitwise(again, expected)
 
 
+@pytest.mark.slow
 def test_a_prefill_writes_every_token_once(platform):
     count = 1024 + 3
     slots = fresh_slots(platform, count, count + 5)

@@ -162,6 +162,7 @@ def test_slots_and_positions_may_be_strided_columns(platform, dtype):
     check(platform, layer, True, table[:, 1])
 
 
+@pytest.mark.slow
 @styles
 def test_a_prefill_rotates_and_stores_every_token_once(platform, neox):
     kv_heads = 8

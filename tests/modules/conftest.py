@@ -90,6 +90,6 @@ def either_arm(request, arms) -> Arm:
     return getattr(arms, request.param)
 
 
-@pytest.fixture(params=["all", "its own slug"])
+@pytest.fixture(params=["all", pytest.param("its own slug", marks=pytest.mark.slow)])
 def off(request, arms) -> Arm:
     return arms.off if request.param == "all" else arms.without(slug_of(request.module))

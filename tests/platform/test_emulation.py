@@ -12,6 +12,8 @@ from tests.platform.arm import Arm
 from tests.platform.process import ROOT, WorkerError
 from tests.tolerances import assert_bitwise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arm(platform, tmp_path_factory):
@@ -26,7 +28,6 @@ def emulated(platform):
         pytest.skip("nothing is replaced there")
 
 
-@pytest.mark.slow
 def test_the_process_and_its_children_have_an_amd_gpu(arm, platform):
     seen = arm.run("tests.platform.probes:device").outputs
     assert seen["arch"] == platform.arch
@@ -92,7 +93,6 @@ def test_calls_of_real_operators_are_counted_by_each_of_their_names(monkeypatch)
     assert run.operators == {f"counted {name}": 1 for name in names[:2]}
 
 
-@pytest.mark.slow
 def test_a_script_runs_as_if_there_were_an_amd_gpu(platform, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys, os, torch; print(torch.version.hip, sys.argv[1], sys.path[2])")

@@ -8,6 +8,8 @@ from tests.platform import operators, recorder
 from tests.platform.imports import NotEmulatedError
 from tests.platform.operators.quantisation import QuantType
 
+pytestmark = pytest.mark.slow
+
 BF16, INT = torch.bfloat16, torch.int32
 
 

@@ -11,9 +11,12 @@ import triton
 import triton.language as tl
 
 FP8 = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="the kernels are compiled here"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="the kernels are compiled here"
+    ),
+]
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -388,3 +391,18 @@ def test_an_operation_that_triton_renamed_is_not_replaced_to_no_effect(name):
     ours = type("Builder", (interpreter.InterpreterBuilder,), {name: lambda self: None})
     with pytest.raises(NotImplementedError, match=rf"no InterpreterBuilder\.{name} to replace"):
         triton_interpreter._need_replaced(ours)
+
+
+def test_equal_types_are_one_and_others_are_told_apart():
+    blocks = [
+        tl.block_type(element, shape)
+        for element in (tl.float32, tl.int32, tl.pointer_type(tl.float32), tl.pointer_type(tl.int8))
+        for shape in ([4], [4, 8], [8, 4])
+    ]
+    for block in blocks:
+        assert [other == block for other in blocks] == [other is block for other in blocks]
+        assert tl.block_type(block.element_ty, [tl.constexpr(n) for n in block.shape]) is block
+    with pytest.raises(ValueError, match="power of 2"):
+        tl.block_type(tl.float32, [3])
+    with pytest.raises(TypeError, match="0d"):
+        tl.block_type(tl.float32, [])

@@ -1,7 +1,9 @@
 """A process that has imported what every arm needs, all but sglang, and forks into arms.
 
 Importing torch, Triton and sglang's own requirements is most of an arm's start. On the CPU platform
-they are imported once for each architecture and set of packages. A GPU allows no fork.
+they are imported once for each architecture and set of packages. Where all arms of one tree and
+environment go on to import the same of sglang, a child does that once, and they are its children.
+A GPU allows no fork.
 """
 
 import functools

@@ -10,8 +10,8 @@
   - an access outside the arguments reads or writes whatever lies there;
   - triton.language is replaced once more at each call of a device function.
 `install()` replaces these operations, in this process only. What it does not implement raises.
-Another project can take this file and floats.py into a package of its own: TRITON_INTERPRET=1 is
-set before Triton is imported, and install() called before the first launch.
+Another project can take this file, triton_types.py and floats.py into a package of its own:
+TRITON_INTERPRET=1 is set before Triton is imported, and install() called before the first launch.
 
 Two choices are on the strict side, so that a careless kernel fails here and not on the hardware:
   - overflow to fp8 gives what the format has (NaN in e4m3, infinity in e5m2) and never saturates.

@@ -106,11 +106,12 @@ def _group(item) -> str | None:
     if layer in ("modules", "engine") or item.path.stem == "test_emulation":
         given = getattr(item, "callspec", None)
         told = [str(value) for value in given.params.values()] if given else []
+        if item.config.option.release and len(item.config.platforms) == 1:
+            # All share the same arms, and one worker alone would take as long as without others.
+            return " ".join(sorted(told)) if layer == "engine" else item.path.stem
         releases = [r for r in trees.RELEASES if any(t == r or t.startswith(f"{r}-") for t in told)]
         platforms = [str(each) for each in item.config.platforms if str(each) in told]
-        of_all = item.config.option.release is None or len(item.config.platforms) > 1
-        shared = [*(releases or trees.RELEASES[-1:]), *platforms] if of_all else [item.path.stem]
-        return " ".join(["arms of", *shared])
+        return " ".join(["arms of", *(releases or trees.RELEASES[-1:]), *platforms])
     if layer == "image":
         return layer  # a laid-out image is made once for each worker
     if layer in ("bench", "regression"):

@@ -1,6 +1,5 @@
 """The models, cache formats and settings that the arms are compared in."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -40,6 +39,8 @@ class Case:
     # Why upstream does not run here at all, as it says so: a pattern of its error.
     upstream_refuses: str | None = None
     release: str = "0.5.10.post1"
+    # Each part of what it shows is shown by another: it runs with --long.
+    long: bool = False
 
     def result(self, arm: str, platform, **watched) -> dict:
         """What tests.engine.scenarios.teacher_forced.logits returns in an arm."""
@@ -74,7 +75,7 @@ def in_a_graph(case: Case) -> Case:
 
 
 CASES = {
-    "glm-5-bf16": Case("glm-5", "bf16", NSA, ("gfx942",)),
+    "glm-5-bf16": Case("glm-5", "bf16", NSA, ("gfx942",), long=True),
     "glm-5-fp8": Case("glm-5", "fp8", NSA),
     "gpt-oss-bf16": Case(
         "gpt-oss", "bf16", ROPE, ("gfx942",), AITER, unmended_fault=WINDOW
@@ -82,7 +83,7 @@ CASES = {
     "gpt-oss-fp8-scaled": Case(
         "gpt-oss", "fp8", ROPE, ("gfx950",), AITER, {}, SCALES, (), DIVIDED, WINDOW
     ),
-    "qwen3-moe-bf16": Case("qwen3-moe", "bf16", ROPE, ("gfx950",), AITER),
+    "qwen3-moe-bf16": Case("qwen3-moe", "bf16", ROPE, ("gfx950",), AITER, long=True),
     "qwen3-moe-fp8-scaled": Case(
         "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx942",), AITER, {}, SCALES, (), DIVIDED
     ),
@@ -90,52 +91,44 @@ CASES = {
         "minimax-m2", "fp8", WRITE, ("gfx942",), PAGED, UNIFIED, bitwise=("gfx942",)
     ),
     "minimax-m2-fp8-scaled": Case(
-        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), DIVIDED
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), DIVIDED, long=True
     ),
     "minimax-m2-fp8-scaled-unified": Case(
         "minimax-m2", "fp8", WRITE, ("gfx950",), PAGED, UNIFIED, SCALES, (), DIVIDED
     ),
     "0.5.9-minimax-m2-bf16": Case(
-        "minimax-m2", "bf16", (), ("gfx942",), AITER, bitwise=("gfx942",), release="0.5.9"
+        "minimax-m2", "bf16", (), ("gfx942",), AITER, bitwise=("gfx942",), release="0.5.9",
+        long=True,
     ),
     "0.5.9-minimax-m2-fp8": Case(
-        "minimax-m2", "fp8", WRITE, ("gfx950",), AITER, release="0.5.9"
+        "minimax-m2", "fp8", WRITE, ("gfx950",), AITER, release="0.5.9", long=True
     ),
     "0.5.9-minimax-m2-fp8-scaled": Case(
         "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), UNREAD, release="0.5.9"
     ),
     "0.5.9-qwen3-moe-fp8-scaled-aiter": Case(
         "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx950",), AITER, {}, SCALES, (), UNREAD,
-        release="0.5.9",
+        release="0.5.9", long=True,
     ),
     "0.5.9-glm-5-bf16": Case("glm-5", "bf16", NSA, ("gfx942",), TILELANG, release="0.5.9"),
     "0.5.9-glm-5-fp8": Case(
         "glm-5", "fp8", NSA, ARCHS, TILELANG, upstream_refuses=NO_FP8, release="0.5.9"
     ),
     "0.5.9-gpt-oss-bf16": Case(
-        "gpt-oss", "bf16", ROPE, ("gfx942",), TRITON, unmended_fault=WINDOW, release="0.5.9"
+        "gpt-oss", "bf16", ROPE, ("gfx942",), TRITON, unmended_fault=WINDOW, release="0.5.9",
+        long=True,
     ),
     "0.5.9-qwen3-moe-fp8-scaled": Case(
         "qwen3-moe", "fp8", ROPE, ("gfx950",), TRITON, {}, SCALES, release="0.5.9"
     ),
 }  # fmt: skip
-# Of what these show, the others show each part; they run with --long.
-LONG_CASES = {
-    "glm-5-bf16",
-    "qwen3-moe-bf16",
-    "minimax-m2-fp8-scaled",
-    "0.5.9-minimax-m2-bf16",
-    "0.5.9-minimax-m2-fp8",
-    "0.5.9-qwen3-moe-fp8-scaled-aiter",
-    "0.5.9-gpt-oss-bf16",
-}
 
 
-def params(names: Iterable[str] = CASES) -> list:
-    """Names of cases for pytest.mark.parametrize, some of them marked `long`."""
+def params(cases: dict) -> list:
+    """The names of cases for pytest.mark.parametrize; those that are `long` are marked so."""
     return [
-        pytest.param(name, marks=[pytest.mark.long] * (name in LONG_CASES), id=name)
-        for name in names
+        pytest.param(name, marks=pytest.mark.long if case.long else ())
+        for name, case in cases.items()
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.cases import CASES, in_a_graph, params
+from tests.engine.cases import CASES, in_a_graph
 
 pytestmark = pytest.mark.slow
 REPLAYED = [
@@ -13,7 +13,7 @@ REPLAYED = [
 ]
 
 
-@pytest.fixture(params=params(REPLAYED))
+@pytest.fixture(params=REPLAYED)
 def eager(request, runs_here):
     case = CASES[request.param]
     runs_here(case.archs[-1:], case.release)

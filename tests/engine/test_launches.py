@@ -14,7 +14,7 @@ def key_of(row: dict) -> tuple[str, str]:
     return row["case"], row["arch"]
 
 
-@pytest.mark.parametrize("name", params())
+@pytest.mark.parametrize("name", params(CASES))
 def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
     name, platform, runs_here
 ):

@@ -12,7 +12,7 @@ from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=params())
+@pytest.fixture(params=params(CASES))
 def case(request, runs_here) -> Case:
     chosen = CASES[request.param]
     runs_here(chosen.archs, chosen.release)

@@ -30,6 +30,23 @@ SPACING = {
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+# Numerics of operations that are no patch's: of upstream's, of torch's, and of steps of ours.
+CORRECTLY_ROUNDED, ONE_ULP = "ulp<=0", "ulp<=1"
+FP32_SUM = "rel<=1e-6 vs fp64"
+FP32_PRODUCTS = "rel<=2e-5 vs fp64"  # a matrix product whose sums stay in fp32
+# A product with an fp32 cosine is rounded in fp32, so that a rotated pair may cancel to that
+# rounding, which no ulp of the result bounds: half of its type's spacing, of the row's largest.
+ROTATED = {
+    torch.float16: "rel<=5e-4 vs fp64",
+    torch.bfloat16: "rel<=4e-3 vs fp64",
+    torch.float8_e4m3fn: "rel<=0.07 vs fp64",
+    torch.float8_e4m3fnuz: "rel<=0.07 vs fp64",
+}
+# Each operation rounds to bf16: a native rotation, probabilities and parts of an attention.
+BF16_STEPS = "rel<=1e-2 vs fp64"
+BF16_STEPS_TWICE = "rel<=2e-2 vs fp64"  # such an attention and a projection of its result
+
+
 def accumulation(reduction: int) -> float:
     """What a sum of so many terms in fp32 may err, relative to the largest: 4 random walks."""
     return 0.0 if reduction == 1 else 4 * SPACING[torch.float32] / 2 * reduction**0.5

@@ -17,7 +17,7 @@ from tests.kernels.recorder import believing
 from tests.platform import operators
 from tests.platform.tensors import boundaries, poisoned, strided
 from tests.references import indexer as reference
-from tests.tolerances import assert_bitwise, assert_close, declared
+from tests.tolerances import FP32_PRODUCTS, assert_bitwise, assert_close, declared
 
 LAYOUTS = [
     pytest.param(1, False, id="page 1"),
@@ -271,7 +271,7 @@ def check_projection(x, weight, q_scale):
     gates = project_head_gates(x, weight, q_scale, heads**-0.5, HEAD_DIM**-0.5)
     truth = x.double() @ weight.double().T * q_scale[..., 0].double() * (heads * HEAD_DIM) ** -0.5
     # An fp32 sum of the exact products: nothing is rounded to bf16.
-    assert_close(gates[..., 0], truth, "rel<=2e-5 vs fp64", reduction=x.shape[1])
+    assert_close(gates[..., 0], truth, FP32_PRODUCTS, reduction=x.shape[1])
 
 
 @pytest.mark.parametrize(("hidden", "heads"), PROJECTIONS)

@@ -10,7 +10,7 @@ from tests.kernels.recorder import believing
 from tests.platform.tensors import poisoned
 from tests.references import rope_kv_store as reference
 from tests.references.kv_cache import store
-from tests.tolerances import assert_bitwise, assert_close, declared
+from tests.tolerances import ROTATED, assert_bitwise, assert_close, declared
 
 # The products of 16-bit numbers are exact in fp32, their sum is rounded there and then once more.
 NUMERICS = declared("rope-kv-store")
@@ -124,9 +124,7 @@ def test_a_16_bit_cache_takes_no_scale(platform):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_angles_of_any_type_turn_in_fp32(platform, dtype, angles, neox):
     layer = Layer(platform, 4, (4, 2, 64, 64, 32), dtype, angles)
-    # A product with an fp32 cosine is rounded in fp32, so a pair may cancel to that rounding.
-    numerics = "rel<=0.0005 vs fp64" if dtype == torch.float16 else "rel<=0.004 vs fp64"
-    check(platform, layer, neox, fresh_slots(platform, 4), numerics=numerics)
+    check(platform, layer, neox, fresh_slots(platform, 4), numerics=ROTATED[dtype])
 
 
 @styles

@@ -50,6 +50,14 @@ def test_both_phases_attend_to_all_that_came_before(either_arm, batch, cache):
     assert_attends(result, batch, cache)
 
 
+def test_a_bf16_cache_is_none_of_the_patchs_business(arms, batch):
+    given = batch | {"cache": "bf16"}
+    expected, result = (arm.run(SCENARIO, **given) for arm in (arms.pristine, arms.patched))
+    for name, value in expected.outputs.items():
+        assert_bitwise(result.outputs[name], value, name)
+    assert result.launches == expected.launches
+
+
 def test_scaled_caches_are_read_as_they_were_written(arms, batch):
     """Upstream drops the scales in decode: https://github.com/sgl-project/sglang/pull/26852."""
     given = batch | {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.3}

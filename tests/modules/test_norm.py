@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import ONE_ULP, assert_bitwise, assert_close
 
 SLUG = "layernorm"
 
@@ -38,7 +38,7 @@ def test_layernorm_is_layernorm(either_arm, shape, weight_dtype, options):
     given = inputs(shape, torch.bfloat16, weight_dtype)
     y = either_arm.run("tests.modules.norm:layernorm", **given, **options).outputs["y"]
     assert y.dtype == torch.bfloat16
-    assert_close(y, truth(**given, **options), "ulp<=1", reduction=shape[-1])
+    assert_close(y, truth(**given, **options), ONE_ULP, reduction=shape[-1])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

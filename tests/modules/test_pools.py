@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.modules.pools import SLOTS
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import CORRECTLY_ROUNDED, ONE_ULP, assert_bitwise, assert_close
 
 TOKENS = 9
 
@@ -31,7 +31,7 @@ def assert_cache(platform, cache, buffer, values, scale, slots, name):
     rows = buffer.view(dtype).view(buffer.shape[0], *values.shape[1:])
     truth = expected_rows(platform, cache, values, scale)
     # Upstream divides in bf16 before it casts, which rounds twice.
-    assert_close(rows[slots], truth, "ulp<=1" if scale else "ulp<=0", name=name)
+    assert_close(rows[slots], truth, ONE_ULP if scale else CORRECTLY_ROUNDED, name=name)
     others = torch.ones(len(buffer), dtype=torch.bool)
     others[slots] = False
     assert bool((buffer[others] == 0xA5).all()), f"{name}: a slot that was not asked for is written"

@@ -12,7 +12,16 @@ from tests.platform import operators
 from tests.platform.imports import NotEmulatedError
 from tests.platform.tensors import poisoned
 from tests.references.nsa_fp8_kv_sparse_mla import sparse_mla
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import (
+    ATTENTION,
+    BF16_STEPS,
+    CORRECTLY_ROUNDED,
+    FP32_SUM,
+    ONE_ULP,
+    assert_bitwise,
+    assert_close,
+    assert_near,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +47,15 @@ def test_norms_are_exact_to_an_ulp_and_cut_off_on_gfx942(op, platform, randn, wi
         x.double(), (width,), weight.double(), bias.double(), 1e-6
     )
     y = op("aiter.layernorm2d_fwd")(x, weight, bias, 1e-6)
-    assert_close(y, truth, "ulp<=1", reduction=width)
+    assert_close(y, truth, ONE_ULP, reduction=width)
     away_from_zero = (y.double().abs() > truth.abs()).double().mean()
     assert (away_from_zero < 0.02) == platform.ck_truncates_bf16
     residual, out, left = randn(33, width), torch.empty_like(x), torch.empty_like(x)
     op("aiter.rmsnorm2d_fwd_with_add")(out, x, residual, left, weight, 1e-6)
     summed = x.double() + residual.double()
     root = summed.square().mean(-1, keepdim=True).add(1e-6).sqrt()
-    assert_close(out, summed / root * weight.double(), "ulp<=1", reduction=width)
-    assert_close(left, summed, "ulp<=1")
+    assert_close(out, summed / root * weight.double(), ONE_ULP, reduction=width)
+    assert_close(left, summed, ONE_ULP)
 
 
 def test_norms_refuse_what_the_kernels_misread(op, randn):
@@ -126,7 +135,7 @@ def test_index_logits_are_gated_sums_and_see_only_their_range(op, platform, rand
     table = torch.arange(9, device=platform.device, dtype=torch.int32).repeat(3, 1)
     lengths = torch.tensor([9, 4, 0], device=platform.device, dtype=torch.int32)
     paged(q[:, None], rows, weights, out, lengths, table, 12)
-    assert_close(out[0, :9], logits[0].double(), "ulp<=1", reduction=64)
+    assert_close(out[0, :9], logits[0].double(), ONE_ULP, reduction=64)
     assert out[0, 9:].isnan().all()
     assert out[1, 4:].isnan().all()
     assert out[2].isnan().all()
@@ -242,7 +251,7 @@ def test_rope_of_aiter_leaves_unknown_positions_alone(op, platform, randn):
     x = torch.view_as_complex(before[0].double().view(2, 8, 2))
     turned = x * torch.complex(cos[7, 0, 0].double(), sin[7, 0, 0].double())
     truth = torch.view_as_real(turned).flatten(1)
-    assert_close(q[0], truth, "ulp<=0", reduction=2)
+    assert_close(q[0], truth, CORRECTLY_ROUNDED, reduction=2)
 
 
 def test_the_fused_mla_write_rotates_once_and_skips_negative_slots(op, platform, randn):
@@ -265,7 +274,7 @@ def test_the_fused_mla_write_rotates_once_and_skips_negative_slots(op, platform,
     c, s = (each[positions, 0].double() for each in (cos, sin))
     first, second = k_pe.double().chunk(2, -1)
     truth = torch.cat([first * c - second * s, second * c + first * s], -1)
-    assert_close(cache[[4, 0], :, 512:], truth[[0, 2]], "rel<=1e-2 vs fp64")
+    assert_close(cache[[4, 0], :, 512:], truth[[0, 2]], BF16_STEPS)
     assert_bitwise(cache[[4, 0], :, :512], k_nope[[0, 2]])
     assert cache[1:4].isnan().all()
     assert k_rotated[1].isnan().all()
@@ -274,9 +283,9 @@ def test_the_fused_mla_write_rotates_once_and_skips_negative_slots(op, platform,
 def test_sparse_mla_over_partial_groups_is_softmax_over_the_chosen(platform, randn):
     from tests.platform.operators import tilelang
 
-    for dtype, factory, bound in [
-        (torch.bfloat16, tilelang.sparse_mla_fwd_decode_partial, 2e-2),
-        (platform.fp8_dtype, tilelang.sparse_mla_fwd_decode_partial_fp8, 0.1),
+    for cache, dtype, factory in [
+        ("bf16", torch.bfloat16, tilelang.sparse_mla_fwd_decode_partial),
+        ("fp8", platform.fp8_dtype, tilelang.sparse_mla_fwd_decode_partial_fp8),
     ]:
         q = randn(1, 2, 16, 576).div(4).to(dtype)
         kv = randn(1, 300, 1, 576).div(4).to(dtype)
@@ -289,8 +298,7 @@ def test_sparse_mla_over_partial_groups_is_softmax_over_the_chosen(platform, ran
             key = kv[0, chosen[chosen >= 0].long(), 0].double()
             weights = (q[0, token].double() @ key.T * 0.05).softmax(-1)
             truth = weights @ key[:, :512]
-            error = (out[0, token].double() - truth).norm() / truth.norm()
-            assert error < bound
+            assert_near(out[0, token], truth, ATTENTION[cache])
 
 
 def test_a_product_of_parts_is_added_to_what_it_is_given(op, randn):
@@ -298,7 +306,7 @@ def test_a_product_of_parts_is_added_to_what_it_is_given(op, randn):
     truth = y.double() + x.double() @ w.double().T
     multiply = op("aiter.ops.triton.gemm_a16w16_atomic.gemm_a16w16_atomic")
     assert multiply(x, w, y=y) is y
-    assert_close(y, truth, "rel<=1e-6 vs fp64", reduction=40)
+    assert_close(y, truth, FP32_SUM, reduction=40)
     with pytest.raises(NotEmulatedError, match="no y"):
         multiply(x, w)
 
@@ -320,7 +328,7 @@ def test_our_programs_are_softmax_over_the_chosen_in_any_number_of_parts(platfor
         out = poisoned((3, 16, 512), torch.bfloat16, q.device)
         programs.sparse_mla_combine({}, part, lse, out)
         truth = sparse_mla(q, kv, indices[:, None], 0.05, 512, kv_scale=0.5)
-        assert_close(out, truth, "rel<=1e-2 vs fp64", reduction=256)
+        assert_close(out, truth, BF16_STEPS, reduction=256)
 
 
 def test_a_program_is_called_as_its_signature_says():
@@ -388,7 +396,7 @@ def test_absorbed_mla_reads_the_value_from_the_key(op, platform, randn):
     for name in ("aiter.mla.mla_decode_fwd", "aiter.mla.mla_prefill_fwd"):
         out = poisoned((sum(new), 16, 64), torch.bfloat16, device)
         op(name)(q, cache, out, *places, sm_scale=0.1)
-        assert_close(out, torch.cat(truth), "ulp<=1", reduction=7)
+        assert_close(out, torch.cat(truth), ONE_ULP, reduction=7)
     stored, scale = cache.to(platform.fp8_dtype), torch.tensor([0.37], device=device)
     out = poisoned((sum(new), 16, 64), torch.bfloat16, device)
     op("aiter.mla.mla_decode_fwd")(q, stored, out, *places, sm_scale=0.1, kv_scale=scale)
@@ -397,7 +405,7 @@ def test_absorbed_mla_reads_the_value_from_the_key(op, platform, randn):
         softmax_in_fp64(each, row, row[..., :64], 0.1)
         for each, row in zip(q.split(new), rows, strict=True)
     ]
-    assert_close(out, torch.cat(truth), "ulp<=1", reduction=7)
+    assert_close(out, torch.cat(truth), ONE_ULP, reduction=7)
 
 
 def test_sequences_that_lie_behind_each_other_attend_to_themselves(op, platform, randn):
@@ -408,7 +416,7 @@ def test_sequences_that_lie_behind_each_other_attend_to_themselves(op, platform,
     )
     each = zip(q.split(new), k.split(lengths), v.split(lengths), strict=True)
     truth = torch.cat([softmax_in_fp64(*some, 48**-0.5) for some in each])
-    assert_close(found, truth, "ulp<=1", reduction=48)
+    assert_close(found, truth, ONE_ULP, reduction=48)
 
 
 def test_a_key_that_is_no_number_shows_and_a_query_without_keys_is_zero(op, platform, randn):
@@ -461,19 +469,19 @@ def test_quantised_rows_are_scaled_to_the_largest_value(op, platform, randn):
     amax = blocks.abs().amax(-1)
     found, scales = op("aiter.per_group_quant_hip")(x, quant_dtype=fp8)
     torch.testing.assert_close(scales.double(), amax / largest, rtol=1e-6, atol=0)
-    assert_close(found, (blocks / scales.double()[..., None]).view(7, 384), "ulp<=1")
+    assert_close(found, (blocks / scales.double()[..., None]).view(7, 384), ONE_ULP)
     assert (found.float().view(7, 3, 128).abs().amax(-1) == largest).all()
     out, scales = torch.empty_like(x, dtype=fp8), torch.empty(7, 1, device=x.device)
     op("aiter.dynamic_per_token_scaled_quant")(out, x, scales)
     truth = x.double().abs().amax(-1, keepdim=True) / largest
     torch.testing.assert_close(scales.double(), truth, rtol=1e-6, atol=0)
-    assert_close(out, x.double() / scales.double(), "ulp<=1")
+    assert_close(out, x.double() / scales.double(), ONE_ULP)
     scale = torch.empty(1, device=x.device)
     op("aiter.dynamic_per_tensor_quant")(out, x, scale)
     torch.testing.assert_close(scale.double()[0], amax.max() / largest, rtol=1e-6, atol=0)
-    assert_close(out, x.double() / scale.double(), "ulp<=1")
+    assert_close(out, x.double() / scale.double(), ONE_ULP)
     op("aiter.static_per_tensor_quant")(out, x, scale / 4)
-    assert_close(out, (x.double() / scale.double() * 4).clamp(-largest, largest), "ulp<=1")
+    assert_close(out, (x.double() / scale.double() * 4).clamp(-largest, largest), ONE_ULP)
 
 
 @pytest.mark.parametrize("rounded", [True, False])
@@ -489,7 +497,7 @@ def test_activations_are_quantised_in_blocks_with_a_floor(platform, randn, round
     if rounded:
         truth = torch.exp2(truth.log2().ceil())
     torch.testing.assert_close(scales.double(), truth, rtol=1e-6, atol=0)
-    assert_close(y, (blocks / scales.double()[..., None]).view(7, 384), "ulp<=1")
+    assert_close(y, (blocks / scales.double()[..., None]).view(7, 384), ONE_ULP)
 
 
 def test_a_stored_row_goes_to_its_slot_and_nowhere_else(platform, randn):
@@ -520,7 +528,7 @@ def test_rope_of_sgl_kernel_turns_pairs_and_leaves_the_rest(op, platform, randn,
     turned = torch.view_as_real(turned)
     turned = turned.transpose(-1, -2) if neox else turned
     after = torch.cat([query.view(5, 3, 24), key.view(5, 1, 24)], 1)
-    assert_close(after[..., :16], turned.flatten(-2), "ulp<=0", reduction=2)
+    assert_close(after[..., :16], turned.flatten(-2), CORRECTLY_ROUNDED, reduction=2)
     assert_bitwise(after[..., 16:], before[..., 16:])
 
 
@@ -551,15 +559,15 @@ def test_routers_choose_the_best_and_weigh_them(op, platform, randn):
     soft = gating.double().softmax(-1)
     op("sgl_kernel.topk_softmax")(weights, ids, gating, renormalize=True)
     best = soft.sort(descending=True).values[:, :3]
-    assert_close(weights, best / best.sum(-1, keepdim=True), "rel<=1e-6 vs fp64")
-    assert_close(weights, _weights(soft, ids, True), "rel<=1e-6 vs fp64")
+    assert_close(weights, best / best.sum(-1, keepdim=True), FP32_SUM)
+    assert_close(weights, _weights(soft, ids, True), FP32_SUM)
     op("aiter.fused_moe.fused_topk")(gating, gating, 3, False, ids, weights)
-    assert_close(weights, best, "rel<=1e-6 vs fp64")
+    assert_close(weights, best, FP32_SUM)
     gates = gating.double().sigmoid()
     op("sgl_kernel.topk_sigmoid")(weights, ids, gating, True, bias)
     ranked = (gates + bias.double()).sort(descending=True)
     assert (ids.long().sort().values == ranked.indices[:, :3].sort().values).all()
-    assert_close(weights, _weights(gates, ids, True), "rel<=1e-6 vs fp64")
+    assert_close(weights, _weights(gates, ids, True), FP32_SUM)
     op("aiter.biased_grouped_topk")(gating, bias, weights, ids, 4, 2, True, 2.5)
     groups = (gates + bias.double()).view(7, 4, 3)
     kept = groups.topk(2, -1).values.sum(-1).argsort(descending=True)[:, :2]
@@ -568,7 +576,7 @@ def test_routers_choose_the_best_and_weigh_them(op, platform, randn):
         inside[kept[row]] = groups[row, kept[row]]
         best = inside.flatten().argsort(descending=True)[:3]
         assert sorted(ids[row].tolist()) == sorted(best.tolist())
-    assert_close(weights, _weights(gates, ids, True) * 2.5, "rel<=1e-6 vs fp64")
+    assert_close(weights, _weights(gates, ids, True) * 2.5, FP32_SUM)
 
 
 def _weights(scores, ids, renormalised):

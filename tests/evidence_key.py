@@ -118,6 +118,11 @@ def of_machine_code(slug: str, house: Path = ROOT) -> set[str]:
     return _without_overlay(MACHINE_CODE, house) | modules(kernels_of(slug, house), house)
 
 
+def of_hip_source(house: Path = ROOT) -> set[str]:
+    """The same of evidence/tilelang.*: attention's programs, its calls, what writes its source."""
+    return _without_overlay(HIP_SOURCE, house) | modules(["nsa_fp8_kv_sparse_mla"], house)
+
+
 def kernels_of(slug: str, house: Path = ROOT) -> list[str]:
     folder = house / OVERLAY
     return [path.stem for path in folder.glob(f"{slug.replace('-', '_')}*_kernel.py")]

@@ -111,7 +111,7 @@ class Evidence:
         if self.subject == "aot":
             wanted = evidence_key.of_machine_code(slug, self.house)
         elif self.subject == "tilelang":
-            wanted = evidence_key.sources([evidence_key.HIP_SOURCE], self.house)
+            wanted = evidence_key.of_hip_source(self.house)
         elif self.subject == "launches":
             wanted = evidence_key.of_launches([slug], self.house)
         else:

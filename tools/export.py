@@ -123,7 +123,12 @@ def main() -> int:
     if not (args.release and args.slug and args.tree):
         parser.error("name --release, --slug and --tree, or --check")
     patch = PATCHES / args.release / f"{args.slug}.patch"
-    text = header(patch) + diff(pristine_tree(args.release), args.tree)
+    hooks = diff(pristine_tree(args.release), args.tree)
+    if not hooks:
+        raise SystemExit(
+            f"export: {args.tree} is {args.release} as it was published; nothing written"
+        )
+    text = header(patch) + hooks
     patch.parent.mkdir(parents=True, exist_ok=True)
     patch.write_text(text)
     print(f"{patch.relative_to(HOUSE)}: {text.count(DIFF_START)} files")

@@ -3,30 +3,42 @@
     python3 -m tests.kernels.hip_source    into evidence/tilelang.gfx942.json and .gfx950.json
 
 Needs TileLang, of a build that writes HIP source; no GPU and no ROCm. Registers are for the
-compiler of the source to tell; what the source says is here: LDS, the widths of what is read from
-the cache, the matrix instructions, the conversion.
+compiler of the source to tell, and nothing here holds them to a number; what the source says is
+here: LDS, the widths of what is read from memory, 64-bit addresses, the matrix instructions, the
+conversion; beside those of upstream's kernel for the first call of a form. `problems` is the gate
+that test_nsa_fp8_kv_sparse_mla.py holds every row to.
 """
 
+import functools
 import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import tilelang
+import torch
 from tilelang import tvm
 
-from bench.shapes import CACHE_DTYPES, ranks
+from bench.shapes import CACHE_DTYPES, TOKENS, ranks
 from tests import evidence_key
+from tests.platform.value import Platform
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "overlay"))
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles  # noqa: E402
+from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
+
+from tests.kernels import real_calls  # noqa: E402
 
 SLUG = "nsa-fp8-kv"
 ARCHS = ("gfx942", "gfx950")
-TOKENS = (1, 64, 8192)  # most splits, some, one
+UPSTREAM = "srt/layers/attention/nsa/tilelang_kernel.py"
+WIDTHS = {"uint4": 16, "int4": 16, "fp8_e4_16_t": 16, "uint2": 8, "int2": 8, "int": 4}
+# What is read row by row, in our programs and in upstream's.
+ROWS = "kv|KV|kv_fp8|part|Partial_O"
 
 
 def writes_hip() -> bool:
@@ -43,10 +55,10 @@ def lowered(arch: str, program) -> tuple[str, int]:
     return artifact.kernel_source, int(function.attrs.get("dyn_shared_memory_buf", 0))
 
 
-def partial(arch: str, fp8: bool, heads: int, tokens: int, d_v=512, tail=64, topk=2048):
-    """The program that ``sparse_mla`` launches for such a call, and its settings."""
+def settings_of(arch: str, fp8: bool, heads: int, tokens: int, d_v=512, tail=64, topk=2048) -> dict:
+    """Those of the program that ``sparse_mla`` launches for such a call."""
     tiling = sparse_mla.tiling_for(arch, heads, d_v, tail, topk)
-    settings = {
+    return {
         "fp8": fp8,
         "heads": heads,
         "d_v": d_v,
@@ -57,56 +69,139 @@ def partial(arch: str, fp8: bool, heads: int, tokens: int, d_v=512, tail=64, top
         "keys": tiling.keys,
         "threads": tiling.threads,
     }
-    return tiles.partial(platform="hip", **settings), settings
 
 
-def forms(arch: str) -> Iterator[tuple[dict, list[dict]]]:
-    """Each form, by its settings, with the calls that select it."""
-    found: dict[str, tuple[dict, list[dict]]] = {}
+def partial(settings: dict):
+    return tiles.partial(platform="hip", **settings)
+
+
+def forms(arch: str) -> Iterator[tuple[str, dict, list[dict]]]:
+    """Each form of each program, by its name and settings, with the calls that select it."""
+    found: dict[str, tuple[str, dict, list[dict]]] = {}
     for model, tp, rank in ranks(SLUG):
         for cache_dtype in CACHE_DTYPES:
             for tokens in TOKENS:
                 call = {"model": model, "tp": tp, "tokens": tokens, "cache_dtype": cache_dtype}
-                _, settings = partial(arch, cache_dtype == "fp8", rank.q_heads, tokens)
-                found.setdefault(json.dumps(settings), (settings, []))[1].append(call)
+                settings = settings_of(arch, cache_dtype == "fp8", rank.q_heads, tokens)
+                programs = {"sparse_mla_partial": settings}
+                if settings["splits"] > 1:
+                    of_both = ("heads", "d_v", "splits")
+                    programs["sparse_mla_combine"] = {name: settings[name] for name in of_both}
+                for name, form in programs.items():
+                    found.setdefault(f"{name} {form}", (name, form, []))[2].append(call)
     yield from found.values()
 
 
-def row(arch: str, settings: dict, calls: list[dict]) -> dict:
-    source, lds = lowered(arch, tiles.partial(platform="hip", **settings))
-    widths = {"int4": 16, "int2": 8, "int": 4}
-    loads = re.findall(r"\*\((\w+)\*\)\(kv \+ (.*)\);", source)
+def row(arch: str, name: str, settings: dict, calls: list[dict]) -> dict:
+    caches = list(dict.fromkeys(call["cache_dtype"] for call in calls))
+    combines = name == "sparse_mla_combine"
+    program = combine(**settings) if combines else partial(settings)
     return {
         "slug": SLUG,
-        "kernel": "sparse_mla_partial",
-        "cache_dtype": calls[0]["cache_dtype"],
+        "kernel": name,
+        "cache_dtype": " and ".join(caches),
         "models": list(dict.fromkeys(f"{call['model']} TP{call['tp']}" for call in calls)),
         "tokens": sorted({call["tokens"] for call in calls}),
-        **{name: settings[name] for name in ("heads", "splits", "keys", "threads")},
-        "lds": lds,
-        "cache_loads": sorted({widths[width] for width, _ in loads}, reverse=True),
-        "addresses_64_bit": all("(int64_t)" in address for _, address in loads),
-        "matrix_instructions": sorted(set(re.findall(r"mfma_\w+?x\d+\w*", source))),
-        "e4m3": not settings["fp8"] or "__builtin_amdgcn_cvt_pk_f32_fp8" in source,
+        "heads": settings["heads"],
+        "splits": settings["splits"],
+        "keys": settings.get("keys", "–"),
+        "threads": settings.get("threads", settings["d_v"] // 4),
+        **told(*lowered(arch, program)),
+        "upstream": upstream(arch, name, settings["heads"], calls[0]),
     }
+
+
+def told(source: str, lds: int) -> dict:
+    """What the source says of a program."""
+    body = source[source.index('extern "C"') :]
+    pointers = "|".join(re.findall(r"\* __restrict__ (\w+)", body.partition("{")[0]))
+    # What an address is made of first; TileLang keeps some in a variable.
+    first = set(re.findall(rf"\b(?:{pointers})(?: \+ |\[)\(*(\w+)", body))
+    wide = first - {"int64_t"} <= set(re.findall(r"int64_t (\w+);", body))
+    narrow = re.search(r"\(\(int\)blockIdx\.\w\) \*", body)
+    loads = set(re.findall(rf"= \*\((\w+)\*\)\((?:{ROWS}) \+", body))
+    return {
+        "lds": lds,
+        "cache_loads": sorted((WIDTHS[width] for width in loads), reverse=True),
+        "addresses_64_bit": wide and not narrow,
+        "matrix_instructions": sorted(set(re.findall(r"mfma_\w+?x\d+\w*", source))),
+        "e4m3": "fp8" not in source or "__builtin_amdgcn_cvt_pk_f32_fp8" in source,
+    }
+
+
+def problems(arch: str, row: dict) -> Iterator[str]:
+    """What is wrong with a form; row: one of `row`'s."""
+    combines = row["kernel"] == "sparse_mla_combine"
+    limit = 0 if combines else sparse_mla.CHIPS[arch].lds
+    if row["lds"] > limit:
+        yield f"{row['lds']} bytes of LDS, {limit} allowed"
+    if row["cache_loads"] != [8 if combines else 16]:
+        yield f"loads of {row['cache_loads']} bytes"
+    if not row["addresses_64_bit"]:
+        yield "an address computed in 32 bits"
+    if not row["e4m3"]:
+        yield "e4m3 in software"
+    if not combines and not all("16x16x16" in name for name in row["matrix_instructions"]):
+        yield f"products by {row['matrix_instructions']}"
+
+
+def upstream(arch: str, name: str, heads: int, call: dict) -> dict:
+    """What upstream's program does that has the same part in a call, by its wrapper's choice."""
+    module = real_calls.upstream(UPSTREAM, arch)
+    programs = ("sparse_mla_fwd_decode_partial", "sparse_mla_fwd_decode_partial_fp8")
+    programs += ("sparse_mla_fwd_decode_combine",)
+    chosen = []
+
+    def recording(program):
+        def choose(*sizes, **settings):
+            chosen.append((program, sizes, settings))
+            return lambda *tensors: (None, None)
+
+        return choose
+
+    def tensor(*shape, dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    cache = Platform("rocm", arch).fp8_dtype if call["cache_dtype"] == "fp8" else torch.bfloat16
+    stand_ins = {program: recording(program) for program in programs}
+    with mock.patch.multiple(module, _is_gfx95_supported=arch == "gfx950", **stand_ins):
+        module.tilelang_sparse_fwd(
+            tensor(call["tokens"], heads, 576, dtype=torch.bfloat16),
+            tensor(1 << 20, 1, 576, dtype=cache),
+            tensor(call["tokens"], 1, 2048, dtype=torch.int32),
+            1.0,
+        )
+    program, sizes, settings = chosen[1 if name == "sparse_mla_combine" else 0]
+    return {"kernel": program} | _lowered(arch, program, sizes, tuple(settings.items()))
+
+
+@functools.cache
+def _lowered(arch: str, program: str, sizes: tuple, settings: tuple) -> dict:
+    builder = getattr(real_calls.upstream(UPSTREAM, arch), program)
+    said = told(*lowered(arch, builder.get_tir(*sizes, **dict(settings))))
+    del said["e4m3"]  # its FP8 products take the bytes as they are
+    return said | {"threads": dict(settings)["threads"]}
 
 
 def main() -> int:
     if not writes_hip():
         print(f"hip_source: this build of TileLang {tilelang.__version__} writes no HIP source")
         return 1
-    key = evidence_key.key("none", evidence_key.sources([evidence_key.HIP_SOURCE]))
+    key = evidence_key.key("none", evidence_key.of_hip_source())
     for arch in ARCHS:
         rows = []
-        for settings, calls in forms(arch):
-            rows.append(row(arch, settings, calls))
-            print(arch, json.dumps(settings), flush=True)
+        for name, settings, calls in forms(arch):
+            rows.append(row(arch, name, settings, calls))
+            print(arch, name, json.dumps(settings), *problems(arch, rows[-1]), flush=True)
         lines = ",\n  ".join(json.dumps(each) for each in rows)
-        path = ROOT / "evidence" / f"tilelang.{arch}.json"
-        path.write_text(
+        evidence(arch).write_text(
             f'{{\n "key": {json.dumps(key | {"arch": arch})},\n "rows": [\n  {lines}\n ]\n}}\n'
         )
     return 0
+
+
+def evidence(arch: str) -> Path:
+    return ROOT / "evidence" / f"tilelang.{arch}.json"
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_what_lies_past_the_end_is_no_slot(platform, fresh, count):
 
 
 def test_a_batch_longer_than_the_programs_is_walked_in_turns(platform, fresh, monkeypatch):
-    monkeypatch.setattr(kernel, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(kernel, "PROGRAMS_OF_UNKNOWN_BATCH", 2)
     slots = torch.randperm(400)[:300].to(platform.device, torch.int32)
     check(platform, caches(platform, (2, 128, 128), 400), slots, 300)
 

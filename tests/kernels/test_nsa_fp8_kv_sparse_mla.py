@@ -1,5 +1,6 @@
 """Catches sparse attention that reads the wrong rows, counts a missing key, or outgrows the LDS."""
 
+import json
 import re
 
 import pytest
@@ -9,13 +10,12 @@ tilelang = pytest.importorskip("tilelang")
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa: E402
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
+from tests import evidence_key  # noqa: E402
 from tests.kernels import hip_source  # noqa: E402
 from tests.platform.tensors import poisoned  # noqa: E402
 from tests.references import nsa_fp8_kv_sparse_mla as reference  # noqa: E402
-from tests.tolerances import assert_close  # noqa: E402
+from tests.tolerances import BF16_STEPS, assert_close  # noqa: E402
 
-# Probabilities and parts are rounded to 16 bits, the result to bf16.
-NUMERICS = "rel<=1e-2 vs fp64"
 SHAPES = [(512, 64, 2048), (512, 64, 256), (256, 32, 128), (128, 16, 192)]  # d_v, tail, top-k
 HIP = ("gfx942", "gfx950")
 
@@ -46,7 +46,7 @@ def problem(device, dtype, tokens, heads, shape=(512, 64, 2048), slots=4096):
 def check(q, kv, indices, sm_scale, d_v, kv_scale=1.0):
     out = sparse_mla.sparse_mla(q, kv, indices, sm_scale, d_v, kv_scale)
     expected = reference.sparse_mla(q, kv, indices, sm_scale, d_v, kv_scale)
-    assert_close(out, expected, NUMERICS, reduction=indices.shape[2])
+    assert_close(out, expected, BF16_STEPS, reduction=indices.shape[2])
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def lowered(arch, program):
 def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens):
     chip = sparse_mla.CHIPS[arch]
     tiling = sparse_mla.tiling_for(arch, heads, 512, 64, 2048)
-    program, settings = hip_source.partial(arch, fp8, heads, tokens)
+    settings = hip_source.settings_of(arch, fp8, heads, tokens)
     splits = settings["splits"]
-    source, lds = lowered(arch, program)
+    source, lds = lowered(arch, hip_source.partial(settings))
     bound = sparse_mla.lds_bytes(tiling, 512, 64, 2048 // splits)
     assert lds <= bound <= chip.lds
     padding = 16 * tiling.keys  # of the probabilities' rows, in older TileLang
@@ -173,9 +173,41 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
 
 @pytest.mark.parametrize("arch", HIP)
 def test_hip_source_of_the_combination_uses_no_lds(arch):
-    source, lds = lowered(arch, combine(heads=16, d_v=512, splits=64))
-    assert lds == 0
-    assert "uint2" in source
+    said = hip_source.told(*lowered(arch, combine(heads=16, d_v=512, splits=64)))
+    row = said | {"kernel": "sparse_mla_combine"}
+    assert not list(hip_source.problems(arch, row))
+    for fault in ({"lds": 4}, {"cache_loads": [2]}, {"addresses_64_bit": False}):
+        assert list(hip_source.problems(arch, row | fault))
+
+
+@pytest.mark.parametrize("arch", HIP)
+def test_every_form_that_the_real_models_select_fits_the_chip(arch):
+    """By evidence/, as long as what decides it is unchanged: to write all takes minutes."""
+    kept = json.loads(hip_source.evidence(arch).read_text())
+    renew = "python3 -m tests.kernels.hip_source"
+    assert not evidence_key.changed(kept["key"], files=evidence_key.of_hip_source()), renew
+    named = [(row["kernel"], row["heads"], row["splits"], row["tokens"]) for row in kept["rows"]]
+    selected = [
+        (name, form["heads"], form["splits"], sorted({call["tokens"] for call in calls}))
+        for name, form, calls in hip_source.forms(arch)
+    ]
+    assert named == selected, renew
+    assert {row["heads"] for row in kept["rows"]} == {8, 16, 32, 64, 128}
+    assert not [problem for row in kept["rows"] for problem in hip_source.problems(arch, row)]
+    assert all(row["upstream"]["kernel"].startswith("sparse_mla_fwd") for row in kept["rows"])
+
+
+def test_an_address_computed_in_32_bits_is_told():
+    source = """extern "C" __global__ void kernel(bfloat16_t* __restrict__ out, int tokens) {
+  *(uint4*)(out + ((((int64_t)((int)blockIdx.x)) * (int64_t)8192) + (int64_t)8)) = value;
+}"""
+    assert hip_source.told(source, 0)["addresses_64_bit"]
+    for old, new in (
+        ("((int64_t)((int)blockIdx.x)) * (int64_t)8192", "(int64_t)(((int)blockIdx.x) * 8192)"),
+        ("((((int64_t)", "((((int)"),
+    ):
+        assert old in source
+        assert not hip_source.told(source.replace(old, new), 0)["addresses_64_bit"]
 
 
 # Choices and refusals ---------------------------------------------------------------------------
@@ -224,6 +256,12 @@ def test_splits_divide_the_keys_and_fill_the_chip(arch):
     assert before == min(resident, 2)
 
 
+def test_parts_of_a_long_prefill_of_many_heads_take_no_memory():
+    tiling = sparse_mla.tiling_for("gfx950", 128, 512, 64, 2048)
+    splits = [sparse_mla.splits_for("gfx950", tiling, n, 128, 512, 64, 2048) for n in (2048, 16384)]
+    assert splits == [2, 1]
+
+
 def test_only_checked_tilelang_is_trusted():
     trusted, other = (
         sparse_mla.CHECKED_RELEASES,
@@ -247,7 +285,7 @@ def test_calls_that_do_not_fit_are_refused_by_name(monkeypatch):
         ((q.half(), kv, indices), "q of torch.float16"),
         ((q, kv, indices.long()), "indices of torch.int64"),
         ((q, kv, indices[:1]), "do not agree"),
-        ((q, kv[:, 0], indices), "shapes"),
+        ((q, kv[:, 0], indices), "not 3-D"),
         ((q[:, ::2], kv, indices), "not contiguous"),
         ((q, kv, indices[..., :2000].contiguous()), "top-k of 2000"),
     ):

@@ -50,6 +50,7 @@ def rotate_and_store(
     )
     lengths = torch.ones(tokens, dtype=torch.int64, device=platform.device)
     batch = setting.forward_batch(ForwardMode.DECODE, lengths, slots, pool)
+    batch.attn_backend = setting.attention_backend("TritonAttnBackend")
     rope = rotary_embedding(platform, head_dim, head_dim, neox)
     fused = enable_fused_set_kv_buffer(batch)
     with recorder.measured():

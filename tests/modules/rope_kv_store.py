@@ -1,7 +1,6 @@
 """Scenarios: an attention layer's way from qkv to its output, where rope may store K and V."""
 
 import contextlib
-import types
 from unittest import mock
 
 import torch
@@ -25,14 +24,16 @@ def layer(
     k_scale=None,
     v_scale=None,
     backend="TritonAttnBackend",
+    mode="DECODE",
     batch=(),
     **arguments,
 ):
     """qkv ``[T, (q + 2 KV heads) * head_dim]``, split, rotated and stored as gpt_oss does it.
 
     window: the layer slides. native: as under torch.compile, which swaps the forward method.
-    backend: the class of the attention backend; "two" is one that chooses AiterAttnBackend.
-    batch: fields of the ForwardBatch. arguments: fields of the server's arguments.
+    backend: the class of the attention backend; "two" is one that chooses AiterAttnBackend,
+    "unified" that one with unified attention. mode: the ForwardMode. batch: further fields of the
+    ForwardBatch. arguments: fields of the server's arguments.
     """
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.models.utils import create_fused_set_kv_buffer_arg, enable_fused_set_kv_buffer
@@ -51,8 +52,8 @@ def layer(
         **setting.scales(k_scale, v_scale, platform.device),
     )
     lengths = torch.ones(tokens, dtype=torch.int64, device=platform.device)
-    forward_batch = setting.forward_batch(ForwardMode.DECODE, lengths, slots, pool, **dict(batch))
-    forward_batch.attn_backend = _backend(backend)
+    forward_batch = setting.forward_batch(ForwardMode[mode], lengths, slots, pool, **dict(batch))
+    forward_batch.attn_backend = setting.attention_backend(backend)
     turn = rope.rotary_embedding(platform, head_dim, rotary_dim or head_dim, neox)
     with _native(turn) if native else contextlib.nullcontext():
         fused = enable_fused_set_kv_buffer(forward_batch)
@@ -63,12 +64,6 @@ def layer(
     outputs = {"q": q, "k": k, "v": v, "table": turn.cos_sin_cache, "fused": fused}
     outputs |= pools.contents(pool) if hasattr(pool, "k_buffer") or kind == "swa" else {}
     return outputs | {"declined": _declined()}
-
-
-def _backend(name):
-    if name == "two":
-        return types.SimpleNamespace(_select_backend=lambda mode: _backend("AiterAttnBackend"))
-    return type(name, (), {})()
 
 
 @contextlib.contextmanager

@@ -119,3 +119,15 @@ def forward_batch(mode, seq_lens: torch.Tensor, slots: torch.Tensor, pool, prefi
     )
     batch.token_to_kv_pool = pool
     return batch
+
+
+def attention_backend(name: str):
+    """What is asked which class it is: the named one, without a backend's inside.
+
+    "unified" is an AiterAttnBackend with unified attention, "two" one that chooses one without.
+    """
+    if name == "two":
+        chosen = attention_backend("AiterAttnBackend")
+        return types.SimpleNamespace(_select_backend=lambda mode: chosen)
+    kind = "AiterAttnBackend" if name == "unified" else name
+    return type(kind, (), {"use_triton_unified_attention": name == "unified"})()

@@ -108,7 +108,7 @@ def test_scales_that_are_floats_descale_too(arms, as_fp8, batch):
 
 
 def test_q_beyond_the_format_is_saturated_before_aiter_casts_it(as_fp8, batch):
-    batch["q"][:, -1 - DRAFTS, 0] *= 1000
+    batch["q"][:, :, 0] *= 1000  # of every phase
     assert as_fp8(q=batch["q"]).outputs["out"].isfinite().all()
 
 

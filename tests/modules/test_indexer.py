@@ -106,9 +106,10 @@ def test_decode_stores_upstreams_bytes_and_gates_the_right_query(arms, scale_fmt
     assert stores + result.operators["tilelang.act_quant_kernel"] == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("heads", [32, 64])
-def test_head_gates_are_in_the_declared_class(either_arm, heads):
-    x = torch.randn(TOKENS, 256).bfloat16()
+def test_head_gates_are_in_the_declared_class(either_arm, heads, dtype):
+    x = torch.randn(TOKENS, 256).bfloat16().to(dtype)
     q_scale = torch.exp2(torch.randint(-9, 0, (TOKENS, heads, 1)).float())
     result = either_arm.run("tests.modules.indexer:head_gates", x=x, q_scale=q_scale).outputs
     truth = x.double() @ result["weight"].double().T * q_scale[..., 0] * (heads * 128) ** -0.5

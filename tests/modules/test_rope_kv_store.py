@@ -30,11 +30,13 @@ def inputs(head_dim):
     }
 
 
-def descaled(arms, backend, written=True) -> bool:
+def descaled(arms, backend="TritonAttnBackend", written=True, mode="DECODE") -> bool:
     """Whether attention multiplies by the layer's scales. written: fp8-kv-write is on."""
+    written = written and "fp8-kv-write" in slugs(arms.release)
     if arms.release == "0.5.9":
-        return backend != "TritonAttnBackend" and written and "fp8-kv-write" in slugs("0.5.9")
-    return True
+        return written and backend in ("AiterAttnBackend", "two", "unified")
+    alone = {"TritonAttnBackend": True, "unified": True, "WaveAttnBackend": False}
+    return alone.get(backend, written or mode != "DECODE")
 
 
 def check(platform, result, given, numerics=NUMERICS, neox=True, scaled=True):
@@ -68,18 +70,22 @@ def test_slices_of_qkv_are_rotated_and_stored_in_one_launch(
     given |= {"kind": kind, "cache": cache, "window": kind == "swa"}
     given |= {"k_scale": scales[0], "v_scale": scales[1]}
     result = arms.patched.run(LAYER, **given)
-    check(platform, result, given, scaled=descaled(arms, "TritonAttnBackend"))
+    check(platform, result, given, scaled=descaled(arms))
     assert result.kernels == {KERNEL: 1}
 
 
-@pytest.mark.parametrize("backend", ["TritonAttnBackend", "AiterAttnBackend", "two"])
+@pytest.mark.parametrize(
+    "backend", ["TritonAttnBackend", "AiterAttnBackend", "unified", "two", "WaveAttnBackend"]
+)
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
 @pytest.mark.parametrize("written", [True, False])
 def test_what_is_stored_has_the_scales_that_attention_reads_it_with(
-    arms, platform, given, backend, written
+    arms, platform, given, backend, mode, written
 ):
-    given |= {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.03, "backend": backend}
+    given |= {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.03, "backend": backend, "mode": mode}
     arm = arms.patched_with(SGLANG_ROCM_PATCH_FP8_KV_WRITE=str(int(written)))
-    check(platform, arm.run(LAYER, **given), given, scaled=descaled(arms, backend, written))
+    scaled = descaled(arms, backend, written, mode)
+    check(platform, arm.run(LAYER, **given), given, scaled=scaled)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_torch_compiles_native_rope_rotates_once_and_stores(arms, platform, give
     given |= {"native": True, "cache": cache, "k_scale": 0.5, "v_scale": 0.25}
     result = arms.patched.run(LAYER, **given)
     # The native rotation rounds each operation to bf16.
-    scaled = descaled(arms, "TritonAttnBackend")
+    scaled = descaled(arms)
     check(platform, result, given, BF16_STEPS, scaled=scaled)
     assert KERNEL not in result.kernels
 
@@ -116,7 +122,7 @@ def test_a_layer_that_does_not_fit_is_rotated_once_and_stored(arms, platform, gi
     given |= {"k_scale": 0.5, "v_scale": 0.25}
     # Without our own write to the pool, the pristine one divides what it is given in place.
     result = arms.patched_with(SGLANG_ROCM_PATCH_FP8_KV_WRITE="0").run(LAYER, **given)
-    scaled = descaled(arms, "TritonAttnBackend", written=False)
+    scaled = descaled(arms, written=False)
     check(platform, result, given, BF16_STEPS, scaled=scaled)
     assert KERNEL not in result.kernels
     assert any("5 q heads" in reason for reason in result.outputs["declined"])

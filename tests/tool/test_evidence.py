@@ -115,7 +115,7 @@ def test_machine_code_ages_with_what_compiled_it(house, name):
 
 
 def test_hip_source_ages_with_what_wrote_it(house):
-    kept(house, "tilelang.gfx942", evidence_key.sources([evidence_key.HIP_SOURCE]))
+    kept(house, "tilelang.gfx942", evidence_key.of_hip_source())
     path = "tests/kernels/hip_source.py"
     edit(house, path, "", "\n# changed\n")
     assert stale(house, "tilelang.gfx942", "indexer") == [path]
@@ -129,7 +129,7 @@ def test_hip_source_ages_with_what_wrote_it(house):
             "tilelang.gfx950",
             "tilelang",
             "requirements-no-deps.txt",
-            evidence_key.sources([evidence_key.HIP_SOURCE]),
+            evidence_key.of_hip_source(),
         ),
     ],
 )

@@ -19,7 +19,8 @@ reader (prefill, decode, verify)         pristine descales by  here
 0.5.10, paged_attention_ragged, decode   nothing               ``ragged``: the operator itself,
                                                                by the layer's scales
 0.5.10, mha_batch_prefill_func, K and V  layer's scales        the same
-0.5.10, mha_batch_prefill_func, q        k_scale               1 (q was cast unscaled)
+0.5.10, mha_batch_prefill_func, q        k_scale               1 (q was cast unscaled), and
+                                                               ``saturated`` before the cast
 0.5.10, extend_attention_fwd, prefix     nothing               ``float_scales``
 0.5.9, paged_attention_ragged, decode    nothing               ``ragged``
 0.5.9, mha_batch_prefill_func, K and V   nothing               ``widened``, as it converts
@@ -119,7 +120,8 @@ def _unfit(pool: KVCache, cache, k: torch.Tensor, v: torch.Tensor) -> str | None
         return f"k is {k.dtype}, v is {v.dtype}"
     for name, x, rows in (("k", k, cache.k), ("v", v, cache.v)):
         if x.numel() != x.shape[0] * rows[0].numel():
-            return f"{name} is {list(x.shape)}, the cache's rows are {list(rows.shape[1:])}"
+            rows = list(rows.shape[1:])
+            return f"{name} is {list(x.shape[1:])} a token, the cache's rows are {rows}"
     return None
 
 
@@ -158,6 +160,12 @@ def _as_float(scale: torch.Tensor | float | None, loaded: float | None) -> float
     return loaded if isinstance(scale, torch.Tensor) else scale
 
 
+def saturated(q: torch.Tensor) -> torch.Tensor:
+    """q inside the range of this GPU's e4m3, for whoever casts it without a clamp."""
+    largest = E4M3_MAX[_FP8_DTYPE]
+    return q.clamp(-largest, largest)
+
+
 class Ragged(NamedTuple):
     """What ``paged_attention_ragged`` is handed."""
 
@@ -184,9 +192,8 @@ def ragged(
         read = metadata.kv_indptr[: q.shape[0] + 1], metadata.kv_indices
         wide = widened(layer, k_cache, v_cache, *read, q.dtype)
         return Ragged(q, *wide, "auto", backend.k_scale, backend.v_scale)
-    largest = E4M3_MAX[k_cache.dtype]
     return Ragged(
-        q.clamp(-largest, largest),
+        saturated(q),
         k_cache,
         v_cache,
         "fp8",

@@ -4,29 +4,28 @@ import torch
 import triton
 import triton.language as tl
 from sglang.srt.rocm_patches.kv_cache import kernel_scale, load_scale
-
-# Enough programs to keep either chip busy; a longer batch is walked by them in turns, so that a
-# graph, which knows its largest batch alone, launches no more either.
-MAX_PROGRAMS = 8192
+from sglang.srt.rocm_patches.launch_parameters import (
+    PROGRAMS_OF_UNKNOWN_BATCH,
+    choose,
+    warps,
+)
 
 
 def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and compile-time parameters for up to n rows of so many elements.
-
-    4096 elements a program: a lane of four warps of 64 has 16, one load of 16 bytes of e4m3.
-    """
+    """Grid and compile-time parameters for up to n rows of so many elements."""
+    choice = choose("fp8-kv-write widen", n)
     width = max(k_width, v_width)
-    block_w = min(triton.next_power_of_2(width), 1024)
-    block_t = 4096 // block_w
+    block_w = min(triton.next_power_of_2(width), choice.size // 4)
+    block_t = choice.size // block_w
     columns = triton.cdiv(width, block_w)
     parameters = {
         "K_WIDTH": k_width,
         "V_WIDTH": v_width,
         "BLOCK_T": block_t,
         "BLOCK_W": block_w,
-        "num_warps": 4,
+        "num_warps": warps(choice.threads),
     }
-    return (min(triton.cdiv(n, block_t), MAX_PROGRAMS), columns), parameters
+    return (min(triton.cdiv(n, block_t), PROGRAMS_OF_UNKNOWN_BATCH), columns), parameters
 
 
 @triton.jit

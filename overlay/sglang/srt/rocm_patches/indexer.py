@@ -55,7 +55,7 @@ def head_gate(indexer: Indexer, x: torch.Tensor, q_scale: torch.Tensor) -> torch
     weight, scales = indexer.weights_proj.weight, (indexer.n_heads**-0.5, indexer.softmax_scale)
     if fits(x, weight):
         return project_head_gates(x, weight, q_scale, *scales)
-    weights, _ = indexer.weights_proj(x)
+    weights, _ = indexer.weights_proj(x.to(weight.dtype))  # as the pristine path
     return scale_head_gates(weights, q_scale, *scales)
 
 

@@ -9,9 +9,7 @@ order, whatever the timing was, and scales. With many tokens there is one part, 
 import torch
 import triton
 import triton.language as tl
-from sglang.srt.rocm_patches.launch_parameters import choose, device_programs, on_amd, warps
-
-ADD_BLOCK = 64  # gates a program, a lane each
+from sglang.srt.rocm_patches.launch_parameters import choose, device_programs, warps
 
 
 @triton.jit
@@ -85,17 +83,15 @@ def launch_parameters(num_tokens: int, hidden: int) -> dict[str, int]:
     many, 16: a sum of more parts costs more than it saves.
     """
     choice = choose("indexer gate", num_tokens)
-    # On AMD so that LDS has room for four waves a SIMD.
-    block_k = 64 if on_amd() or num_tokens <= 2048 else 128
     programs = triton.cdiv(num_tokens, choice.size)
     parts = 32 if choice.size <= 16 else 16
-    while parts > 1 and (parts * programs > device_programs() or hidden % (parts * block_k)):
+    while parts > 1 and (parts * programs > device_programs() or hidden % (parts * choice.depth)):
         parts //= 2
     return {
         "PARTS": parts,
         "BLOCK_T": choice.size,
-        "BLOCK_K": block_k,
-        "STAGES": 2 if on_amd() else 4,
+        "BLOCK_K": choice.depth,
+        "STAGES": choice.stages,
         "num_warps": warps(choice.threads),
     }
 
@@ -158,7 +154,8 @@ def project_head_gates(
     )
     if parts > 1:
         num_gates = num_tokens * heads
-        _add_parts_kernel[(triton.cdiv(num_gates, ADD_BLOCK),)](
+        choice = choose("indexer gate add", num_gates)
+        _add_parts_kernel[(triton.cdiv(num_gates, choice.size),)](
             sums,
             q_scale,
             out,
@@ -166,7 +163,7 @@ def project_head_gates(
             head_scale,
             softmax_scale,
             PARTS=parts,
-            BLOCK=ADD_BLOCK,
-            num_warps=1,
+            BLOCK=choice.size,
+            num_warps=warps(choice.threads),
         )
     return out

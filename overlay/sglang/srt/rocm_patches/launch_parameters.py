@@ -8,6 +8,10 @@ the measurement showed to matter, as threads and as elements a thread, with thes
 - Where there is enough work, a lane has 16 elements, not 8: 16 bytes of e4m3 in one store.
 - The limit from which a program takes more than it must is higher: 304 compute units (gfx942) or
   256 (gfx950), each of four SIMDs, want more programs than 132 multiprocessors do.
+
+Both AMD chips have one column: they differ in LDS, which none of these kernels is short of, and in
+the number of units by less than any limit here. TileLang's programs, which are short of LDS, have a
+table for each chip in nsa_fp8_kv_sparse_mla.py.
 """
 
 import math
@@ -19,11 +23,24 @@ ANY = math.inf
 
 
 class Choice(NamedTuple):
-    """For up to so many pieces of work: what one program takes, and by how many threads."""
+    """For up to so many pieces of work: what one program takes, and by how many threads.
+
+    Threads of 0: so many as the kernel has elements for.
+    """
 
     up_to: float
     size: int
     threads: int
+
+
+class ProductChoice(NamedTuple):
+    """The same for a matrix product that adds up ``depth`` at a time, ``stages`` under way."""
+
+    up_to: float
+    size: int
+    threads: int
+    depth: int
+    stages: int
 
 
 # Kernel: what is counted, what a size is; then the choices, first that fits.
@@ -42,9 +59,17 @@ _NVIDIA = {
     # Tokens; keys of 128. A row of 132 bytes takes stores of 4 bytes: 4 elements of each half a
     # thread, or the compiler sends the values to other threads through shared memory.
     "indexer store": (Choice(512, 4, 64), Choice(ANY, 16, 256)),
-    "indexer gate": (Choice(64, 16, 128), Choice(ANY, 64, 128)),  # tokens; tokens
-    # Rows; elements. A decode step: a row each. Then 8 elements a thread: one load of 16 bytes.
-    "layernorm": (Choice(64, 1, 0), Choice(ANY, 2048, 256)),
+    # Tokens; tokens. 16 are the least rows of a matrix instruction.
+    "indexer gate": (
+        ProductChoice(64, 16, 128, 64, 4),
+        ProductChoice(2048, 64, 128, 64, 4),
+        ProductChoice(ANY, 64, 128, 128, 4),
+    ),
+    "indexer gate add": (Choice(ANY, 64, 32),),  # gates
+    # Rows; elements. A decode step: a row each. Then 256 threads with 8: one load of 16 bytes.
+    "layernorm": (Choice(64, 1, 0), Choice(ANY, 2048, 0)),
+    # Rows; elements of K, of V likewise. A load of 16 bytes of e4m3 is two stores of 16 of bf16.
+    "fp8-kv-write widen": (Choice(ANY, 4096, 128),),
 }
 _AMD = {
     "fp8-kv-write": (Choice(256, 1, 128), Choice(ANY, 2048, 128)),
@@ -55,12 +80,15 @@ _AMD = {
     # A decode step as there. Then 8 elements of each half: loads of 16 bytes, and the values go
     # through LDS to stores of 4.
     "indexer store": (Choice(2048, 4, 64), Choice(ANY, 16, 128)),
-    "indexer gate": (Choice(64, 16, 256), Choice(ANY, 64, 512)),
-    "layernorm": (Choice(256, 1, 0), Choice(ANY, 2048, 256)),
+    # Depth and stages so that LDS has room for four waves a SIMD.
+    "indexer gate": (ProductChoice(64, 16, 256, 64, 2), ProductChoice(ANY, 64, 512, 64, 2)),
+    "indexer gate add": (Choice(ANY, 64, 64),),  # a lane each
+    "layernorm": (Choice(256, 1, 0), Choice(ANY, 2048, 0)),
+    "fp8-kv-write widen": (Choice(ANY, 4096, 256),),
 }
 
 
-def choose(kernel: str, count: int) -> Choice:
+def choose(kernel: str, count: int) -> Choice | ProductChoice:
     """The table's choice for ``count`` pieces of work on this GPU."""
     table = _AMD if on_amd() else _NVIDIA
     return next(choice for choice in table[kernel] if count <= choice.up_to)
@@ -78,3 +106,8 @@ def on_amd() -> bool:
 def device_programs() -> int:
     """About as many programs of one kernel as this GPU runs at once with all its units at work."""
     return 256 if on_amd() else 128
+
+
+# Of a batch whose length the host does not know: enough to keep any of the chips busy. A longer one
+# is walked in turns, so that a graph, which knows its largest batch alone, launches no more either.
+PROGRAMS_OF_UNKNOWN_BATCH = 8192

@@ -24,6 +24,7 @@ CHECKED_RELEASES = ("0.1.7.post3", "0.1.8", "0.1.10", "0.1.11", "0.1.12", "0.1.1
 IMAGE_COMMITS = ("ebf4a7cb", "a55a8230")
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+MOST_PARTS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ CHIPS = {
     "gfx942": Chip("hip", torch.float8_e4m3fnuz, 64 << 10, 304, (Tiling(32, 128, 16),)),
     # The same tile: two workgroups fit, and one computes while the other waits for memory.
     "gfx950": Chip("hip", torch.float8_e4m3fn, 160 << 10, 256, (Tiling(32, 128, 16),)),
-    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks.
+    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks. From 32
+    # heads on a tile of them fills a multiprocessor alone, and reads its keys once for all.
     "sm_90": Chip(
         "cuda",
         torch.float8_e4m3fn,
         227 << 10,
         132,
-        (Tiling(64, 256, 64), Tiling(64, 128, 16)),
+        (Tiling(64, 256, 64), Tiling(64, 256, 32), Tiling(64, 128, 16)),
     ),
 }
 
@@ -81,6 +83,7 @@ def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
     return slots + operands + probabilities + maxima
 
 
+@functools.cache
 def chip_of(device: torch.device) -> str:
     """The key of CHIPS that the device has there, or would have."""
     properties = torch.cuda.get_device_properties(device)
@@ -90,6 +93,7 @@ def chip_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+@functools.cache  # of a model, one answer for every layer and step
 def tiling_for(arch: str, heads: int, d_v: int, tail: int, topk: int) -> Tiling:
     """The widest tiling that the heads fill and the LDS holds; ValueError, by name, if none."""
     chip = CHIPS[arch]
@@ -110,6 +114,7 @@ def tiling_for(arch: str, heads: int, d_v: int, tail: int, topk: int) -> Tiling:
     )
 
 
+@functools.lru_cache(maxsize=4096)  # as many as there are batch sizes, and then some
 def splits_for(
     arch: str, tiling: Tiling, tokens: int, heads: int, d_v: int, tail: int, topk: int
 ) -> int:
@@ -117,14 +122,16 @@ def splits_for(
 
     More parts than that cost their own results' way to memory and back. Where two workgroups share
     a compute unit, two parts at least: long-lived neighbours fall into step and want the same unit
-    at the same time (bench/README.md: 10% on one H200 from 256 tokens on).
+    at the same time (bench/README.md: 10% on one H200 from 256 tokens on); not where their results
+    would be MOST_PARTS_BYTES or more, which a prefill of many heads has no room for.
     """
     chip = CHIPS[arch]
     resident = chip.lds // lds_bytes(tiling, d_v, tail, tiling.keys)
+    two = 2 if resident > 1 and 4 * tokens * heads * d_v < MOST_PARTS_BYTES else 1
     programs = tokens * -(-heads // tiling.heads)
     tiles_of_keys = topk // tiling.keys
     allowed = [n for n in range(1, tiles_of_keys + 1) if tiles_of_keys % n == 0]
-    enough = max(0.9 * chip.units * resident, programs * min(resident, 2))
+    enough = max(0.9 * chip.units * resident, programs * two)
     return next((n for n in allowed if programs * n >= enough), allowed[-1])
 
 
@@ -164,9 +171,9 @@ def why_never(
 def why_not(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, d_v: int = 512) -> str | None:
     """Why ``sparse_mla`` does not take this call, for the log; None if it does."""
     if not (q.dim() == kv.dim() == indices.dim() == 3 and kv.shape[1] == indices.shape[1] == 1):
-        return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)}"
+        return "q, KV cache or indices are not 3-D, or the last two have several heads"
     if kv.shape[2] != q.shape[2] or indices.shape[0] != q.shape[0]:
-        return f"shapes {list(q.shape)}, {list(kv.shape)}, {list(indices.shape)} do not agree"
+        return "shapes of q, KV cache and indices do not agree"
     if q.dtype not in (torch.bfloat16, kv.dtype):
         return f"q of {q.dtype} with a KV cache of {kv.dtype}"
     if indices.dtype != torch.int32:

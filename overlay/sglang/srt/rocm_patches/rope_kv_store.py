@@ -53,7 +53,7 @@ class KVStore(NamedTuple):
         value: torch.Tensor,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
-        descaled: bool = True,
+        descaled: bool,
     ) -> KVStore:
         """descaled: attention multiplies what it reads by the layer's scales."""
         scales = (layer.k_scale, layer.v_scale) if descaled else (None, None)
@@ -80,11 +80,33 @@ def only_aiter_descales(forward_batch: ForwardBatch) -> bool:
     them, decode without, and reads neither; fp8-kv-write makes it store and read everything with
     them.
     """
+    return _is(_backend_of(forward_batch), "AiterAttnBackend") and active("fp8-kv-write")
+
+
+def reader_descales(forward_batch: ForwardBatch) -> bool:
+    """The same in a release whose readers do, but for decode by ``paged_attention_ragged``.
+
+    0.5.10's triton backend and unified attention multiply by the scales, and so does aiter's
+    prefill; its decode reads without them unless fp8-kv-write is there. All other backends store
+    and read without.
+    """
+    backend = _backend_of(forward_batch)
+    if not _is(backend, "AiterAttnBackend"):
+        return _is(backend, "TritonAttnBackend")
+    ragged = forward_batch.forward_mode.is_decode() and not backend.use_triton_unified_attention
+    return not ragged or active("fp8-kv-write")
+
+
+def _backend_of(forward_batch: ForwardBatch) -> object:
+    """The attention backend that this batch's layers are handed to."""
     backend = forward_batch.attn_backend
     if hasattr(backend, "_select_backend"):  # one for prefill, another for decode
         backend = backend._select_backend(forward_batch.forward_mode)
-    backend = getattr(backend, "primary", backend)  # of two overlapping batches
-    return type(backend).__name__ == "AiterAttnBackend" and active("fp8-kv-write")
+    return getattr(backend, "primary", backend)  # of two overlapping batches
+
+
+def _is(backend: object, name: str) -> bool:
+    return type(backend).__name__ == name  # to import aiter's takes aiter
 
 
 def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | None:
@@ -175,8 +197,10 @@ def _unfit(
     value, q_heads, head = store.value, store.layer.tp_q_head_num, rope.head_size
     kv_heads = cache.k.shape[1]
     angles = rope.cos_sin_cache
-    if positions.dim() != 1 or offsets is not None:
-        return f"positions are {positions.dim()}-D, offsets {offsets}"
+    if positions.dim() != 1:
+        return f"positions are {positions.dim()}-D"
+    if offsets is not None:
+        return "offsets of positions"
     if angles.shape[1] != rope.rotary_dim or angles.device != query.device:
         return (
             f"cos_sin_cache {list(angles.shape)} on {angles.device}, rotary dim {rope.rotary_dim}"

@@ -134,9 +134,13 @@ def params(cases: dict) -> list:
 
 # Longer than index_topk: what the indexers select is all that attention sees.
 SPARSE = {
-    "0.5.10.post1": Case("glm-5-long", "fp8", NSA, ("gfx942",), LONG),
+    "0.5.10.post1": Case("glm-5-long", "fp8", NSA, server=LONG),
     "0.5.9": Case(
-        "glm-5-long", "fp8", NSA, ("gfx950",), LONG | TILELANG,
-        upstream_refuses=NO_FP8, release="0.5.9",
+        "glm-5-long",
+        "fp8",
+        NSA,
+        server=LONG | TILELANG,
+        upstream_refuses=NO_FP8,
+        release="0.5.9",
     ),
-}  # fmt: skip
+}

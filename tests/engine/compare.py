@@ -4,6 +4,7 @@ import torch
 
 from tests.engine.cases import Case
 from tests.platform.trees import slugs
+from tests.tolerances import LOGITS_BETWEEN_ARMS, assert_bitwise
 
 
 def distance(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -13,6 +14,16 @@ def distance(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def oracle(case_checkpoint, forward: int) -> torch.Tensor:
     return torch.stack([rows[forward] for rows in case_checkpoint.oracle["logits"]])
+
+
+def between_arms(case: Case, platform) -> float:
+    """How far patched logits may be from upstream's."""
+    return 0 if platform.arch in case.bitwise else LOGITS_BETWEEN_ARMS[case.kv]
+
+
+def assert_same_logits(one: dict, other: dict) -> None:
+    for forward, (ours, theirs) in enumerate(zip(one["logits"], other["logits"], strict=True)):
+        assert_bitwise(ours, theirs, f"logits of forward {forward}")
 
 
 def parting(case: Case, platform, arms: tuple[str, str], bound: float) -> str:

@@ -5,7 +5,7 @@ import torch
 
 from tests.engine.cases import CASES, Case, params
 from tests.engine.checkpoints import checkpoint
-from tests.engine.compare import apart, culprits, distance, oracle, parting
+from tests.engine.compare import apart, between_arms, culprits, distance, oracle, parting
 from tests.platform.trees import slugs
 from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
 
@@ -36,7 +36,7 @@ def test_with_every_switch_off_the_logits_are_upstreams_bit_for_bit(case, platfo
 def test_patched_logits_are_upstreams(case, platform):
     if case.upstream_fault or case.upstream_refuses:
         pytest.skip(f"upstream is wrong here: {case.upstream_fault or case.upstream_refuses}")
-    bound = 0 if platform.arch in case.bitwise else LOGITS_BETWEEN_ARMS[case.kv]
+    bound = between_arms(case, platform)
     pristine, patched = (case.result(arm, platform)["logits"] for arm in ("pristine", "patched"))
     if apart(patched, pristine, bound):
         pytest.fail(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.cases import SPARSE, Case
 from tests.engine.checkpoints import checkpoint
-from tests.engine.compare import apart, distance, oracle
+from tests.engine.compare import apart, assert_same_logits, distance, oracle
 from tests.tolerances import (
     LOGITS_BETWEEN_ARMS,
     SELECTED_BETWEEN_ARMS,
@@ -39,6 +39,7 @@ def results(case, platform) -> dict[str, dict]:
     return {
         "pristine": upstream.result("pristine", platform),
         "patched": case.result("patched", platform),
+        "off": upstream.result("off", platform),
     }
 
 
@@ -54,6 +55,15 @@ def test_selection_really_drops_tokens(case, results):
         for forward, chosen in enumerate(selections(result)):
             assert len(chosen) == KEPT < length + forward
             assert max(chosen) < length + forward
+
+
+def test_with_every_switch_off_selection_and_logits_are_upstreams_bit_for_bit(results):
+    off, pristine = results["off"], results["pristine"]
+    pairs = zip(selections(off), selections(pristine), strict=True)
+    for forward, (ours, theirs) in enumerate(pairs):
+        alone = sorted(ours ^ theirs)[:8]
+        assert not alone, f"forward {forward}: the first positions that one has alone: {alone}"
+    assert_same_logits(off, pristine)
 
 
 def test_patched_selects_what_upstream_selects(results, wanted):

@@ -180,6 +180,7 @@ def test_hip_source_of_the_combination_uses_no_lds(arch):
         assert list(hip_source.problems(arch, row | fault))
 
 
+@pytest.mark.aot
 @pytest.mark.parametrize("arch", HIP)
 def test_every_form_that_the_real_models_select_fits_the_chip(arch):
     """By evidence/, as long as what decides it is unchanged: to write all takes minutes."""

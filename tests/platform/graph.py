@@ -30,7 +30,9 @@ class _Capture(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
+        # A registered operator of torch's is replayed as a whole, and not what it launches as well.
+        with recorder.captured_by(None):
+            result = function(*args, **kwargs)
         if not recorder.inside_a_launch() and not function.is_view:
             self.graph.add(function, args, kwargs, result)
         return result

@@ -78,8 +78,16 @@ def launches(platform, x):
     return {"y": z + 1}
 
 
+@torch.library.custom_op("rocm_patches_probes::double_in_place", mutates_args={"x"})
+def _double_in_place(x: torch.Tensor) -> None:
+    _double[(1,)](x, x, x.numel(), BLOCK=64)
+
+
 def graph(platform, first, second):
-    """Captured on `first`, replayed on `second`: a tensor operation, a kernel and an operator."""
+    """Captured on `first`, replayed on `second`: a tensor operation, a kernel and operators.
+
+    One is registered with torch and works in place, by a kernel that must not run twice.
+    """
     from aiter import rmsnorm2d_fwd
 
     weight = torch.ones(first.shape[-1], dtype=first.dtype, device=first.device)
@@ -87,6 +95,7 @@ def graph(platform, first, second):
 
     def step():
         _double[(1,)](held, doubled, held.numel(), BLOCK=64)
+        _double_in_place(doubled)
         normed = rmsnorm2d_fwd(doubled + 1, weight, 1e-6)
         return normed.view(-1)[2:] * 3
 

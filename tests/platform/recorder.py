@@ -68,11 +68,11 @@ def launch(kind: str, name: str, function, args, kwargs):
 @contextlib.contextmanager
 def captured_by(capture):
     global _capture
-    _capture = capture
+    before, _capture = _capture, capture
     try:
         yield
     finally:
-        _capture = None
+        _capture = before
 
 
 def recorded(name: str):

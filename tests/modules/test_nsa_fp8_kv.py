@@ -21,7 +21,7 @@ TOKENS, HEADS = 3, 8
 EXTENDS = ["EXTEND", "MIXED", "SPLIT_PREFILL", "DLLM_EXTEND"]
 DECODES = ["DECODE", "TARGET_VERIFY", "DRAFT_EXTEND", "DRAFT_EXTEND_V2"]
 # As the reference of TileLang's operator says it, or TileLang itself.
-UPSTREAM_TAKES_BF16 = r"kv is .*float8.*, expected torch\.bfloat16|KV dtype (mismatch, )?expected bf"
+UPSTREAM_TAKES_BF16 = r"kv is .*float8.*, expected torch\.bfloat16|KV dtype (mismatch, )?expected b"
 caches = pytest.mark.parametrize("cache", ["bf16", "fp8"])
 
 

@@ -578,8 +578,8 @@ WRITE_FAULTS = [
         "prefill's q overflows as it is cast",
         "fp8-kv-write",
         BACKEND,
-        "                    q = rocm_fp8_kv_write.saturated(q)\n",
-        "                    pass\n",
+        "                q = rocm_fp8_kv_write.saturated(q)\n",
+        "",
     ),
     Fault(
         "prefill's q is descaled by the k scale",

@@ -161,7 +161,9 @@ def _as_float(scale: torch.Tensor | float | None, loaded: float | None) -> float
 
 
 def saturated(q: torch.Tensor) -> torch.Tensor:
-    """q inside the range of this GPU's e4m3, for whoever casts it without a clamp."""
+    """q inside this GPU's e4m3, for whoever casts it without a clamp; q in the pristine path."""
+    if not ACTIVE:
+        return q
     largest = E4M3_MAX[_FP8_DTYPE]
     return q.clamp(-largest, largest)
 

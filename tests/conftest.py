@@ -133,8 +133,7 @@ def compared(item) -> str | None:
     if layer not in ("kernels", "modules", "engine"):
         return None
     given = getattr(item, "funcargs", {})
-    name = item.path.stem.removeprefix("test_").replace("_", "-")
-    slugs = getattr(given.get("case"), "slugs", None) or [getattr(item.module, "SLUG", name)]
+    slugs = getattr(given.get("case"), "slugs", None) or [trees.slug_of(item.module)]
     arms = dict.fromkeys(getattr(given.get("arms"), "used", ()))
     return f"layer {layer}, {', '.join(slugs)}" + (f"; arms: {', '.join(arms)}" if arms else "")
 

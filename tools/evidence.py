@@ -107,18 +107,13 @@ class Evidence:
         """The files that decide this evidence about a slug."""
         if self.subject == "tests":
             return evidence_key.of_slug(slug, self.house, release)
-        named = set(self.key["files"])
         if self.subject == "aot":
-            wanted = evidence_key.of_machine_code(slug, self.house)
-        elif self.subject == "tilelang":
-            wanted = evidence_key.of_hip_source(self.house)
-        elif self.subject == "launches":
-            wanted = evidence_key.of_launches([slug], self.house)
-        else:
-            wanted = evidence_key.of_bench(self.subject, self.house) | named
-        # Keys from before they named what measures are judged by what they name.
-        first = all(path.startswith(evidence_key.OVERLAY) for path in named)
-        return wanted & named if first else wanted
+            return evidence_key.of_machine_code(slug, self.house)
+        if self.subject == "tilelang":
+            return evidence_key.of_hip_source(self.house)
+        if self.subject == "launches":
+            return evidence_key.of_launches([slug], self.house)
+        return evidence_key.of_bench(self.subject, self.house) | set(self.key["files"])
 
     def slugs(self, known: list[str]) -> list[str]:
         """The slugs that it is about."""

@@ -18,7 +18,14 @@ import pytest
 
 from tests.engine.arms import switch
 from tests.platform.arm import Arm
-from tests.platform.trees import RELEASES, packages, patched_tree, pristine_tree, slugs
+from tests.platform.trees import (
+    RELEASES,
+    packages,
+    patched_tree,
+    pristine_tree,
+    slug_of,
+    slugs,
+)
 from tests.platform.value import Platform
 
 SLUGS = {slug for release in RELEASES for slug in slugs(release)}
@@ -69,10 +76,6 @@ def _arm(release: str, tree: Path, platform: Platform, **settings) -> Arm:
     if platform.name != "cpu" and len(_arms) > ON_A_GPU:
         _arms.pop(next(iter(_arms))).close()
     return _arms[asked]
-
-
-def slug_of(module) -> str:
-    return getattr(module, "SLUG", module.__name__.rpartition(".test_")[2].replace("_", "-"))
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from tests.conftest import compared
 
 
 def item(path, slug=None, **funcargs):
-    module = types.SimpleNamespace(**({"SLUG": slug} if slug else {}))
+    module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
+    if slug:
+        module.SLUG = slug
     return types.SimpleNamespace(path=Path(path), module=module, funcargs=funcargs)
 
 

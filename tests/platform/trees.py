@@ -34,6 +34,11 @@ def slugs(release: str) -> tuple[str, ...]:
     return tuple((ROOT / "patches" / release / "series").read_text().split())
 
 
+def slug_of(module) -> str:
+    """The slug that a module of tests is about, of its own or by its name."""
+    return getattr(module, "SLUG", module.__name__.rpartition(".test_")[2].replace("_", "-"))
+
+
 def packages(release: str) -> Path | None:
     """What the release needs in other versions than the environment has; see ci/environment.sh."""
     folder = BUILD / f"packages-{release}"

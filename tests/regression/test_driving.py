@@ -11,18 +11,10 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from tests.platform.trees import ROOT
-from tests.regression import toy
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 STUB = "{python} -m tests.regression.stub"
 QUESTIONS = 320  # enough for a PASS at a margin of 1 point, where nothing is lost
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    toy.write_data(folder)
-    return folder
 
 
 @pytest.fixture

@@ -11,17 +11,9 @@ pytest.importorskip("lm_eval")
 
 from ci.regression import accuracy_cli, evaluate, exits
 from ci.regression.errors import Refused
-from tests.regression import toy
 from tests.regression.stub import serving
 
 ARGUMENTS = ["run", "--release", "0.5.10.post1", "--arch", "gfx942", "--runs", "1", "--limit", "12"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    toy.write_data(folder)
-    return folder
 
 
 @pytest.fixture

@@ -69,19 +69,6 @@ def test_what_was_measured_from_these_files_is_fresh(house):
     assert done.stdout.split() == ["layernorm.Invented-GPU.json", "layernorm", "fresh"]
 
 
-def test_a_key_from_before_it_named_what_measures_is_judged_by_what_it_names(house):
-    path = house / "evidence/layernorm.Invented-GPU.json"
-    content = json.loads(path.read_text())
-    files = content["key"]["files"]
-    content["key"]["files"] = {p: blob for p, blob in files.items() if p.startswith("overlay/")}
-    path.write_text(json.dumps(content))
-    edit(house, "bench/shapes.py", "", "\n# changed\n")
-    assert stale(house, "layernorm.Invented-GPU", "layernorm") == []
-    append(house, "layernorm_kernel")
-    changed = [f"{evidence_key.OVERLAY}/layernorm_kernel.py"]
-    assert stale(house, "layernorm.Invented-GPU", "layernorm") == changed
-
-
 def test_a_changed_kernel_is_named_with_the_command_that_measures_again(house):
     append(house, "layernorm_kernel")
     done = judged(house)

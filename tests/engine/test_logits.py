@@ -67,6 +67,24 @@ def test_patched_logits_are_transformers_and_no_farther_from_it_than_upstreams(c
             assert (theirs > 2 * bound).any(), f"upstream is right after all; {where}"
 
 
+@pytest.mark.long
+def test_each_slug_alone_is_no_farther_from_transformers_than_upstream(case, platform):
+    """Where upstream is right, or is wrong in what no slug is about."""
+    if case.upstream_refuses:
+        pytest.skip(f"upstream does not run: {case.upstream_refuses}")
+    pristine = case.result("pristine", platform)["logits"]
+    for slug in case.slugs:
+        alone = case.result(slug, platform)["logits"]
+        for forward, (upstream, ours) in enumerate(zip(pristine, alone, strict=True)):
+            truth = oracle(checkpoint(case.checkpoint), forward)
+            theirs, found = (distance(x[:, : truth.shape[1]], truth) for x in (upstream, ours))
+            allowed = theirs + LOGITS_BETWEEN_ARMS[case.kv]
+            if case.upstream_fault:
+                allowed[theirs > LOGITS_FROM_TRANSFORMERS[case.kv]] = torch.inf
+            where = f"{slug} alone, forward {forward}: {found.tolist()}, upstream {theirs.tolist()}"
+            assert (found <= allowed).all(), where
+
+
 def test_patched_decode_of_a_whole_window_is_transformers(case, platform):
     """Where upstream's window lacks a key nothing else holds a patched decode to the truth."""
     if not case.unmended_fault:

@@ -1,10 +1,14 @@
 """Catches a platform with another chip's numbers, stale inputs and a comparison that is blind."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from tests.platform import emulation, value
 from tests.platform.tensors import boundaries, poisoned, strided
+from tests.platform.trees import ROOT
 from tests.platform.value import Platform, available
 from tests.tolerances import assert_bitwise, assert_close
 
@@ -42,6 +46,14 @@ def test_pytest_xdist_keeps_groups_together(request):
     if not hasattr(request.config, "workerinput"):
         pytest.skip("one process runs all")
     assert request.node.nodeid.endswith("@one")
+
+
+@pytest.mark.slow
+def test_tests_are_collected_where_pytest_is_all_there_is():
+    """bench/run.py asks no more of an image than pytest itself."""
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/modules/test_norm.py"]
+    done = subprocess.run([*words, "-p", "no:xdist"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_poison_is_nan_or_a_wild_integer(platform):

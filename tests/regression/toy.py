@@ -144,8 +144,12 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
             logits.reshape(-1, VOCABULARY), after.reshape(-1), reduction="none"
         ).view_as(after)
         counted = tokens[:, :-1] == WORDS.index(ANSWER)
+        begun = torch.nn.functional.pad(
+            counted[:, 1:], (0, 1)
+        )  # "Answer:", which an answer follows
         ended = torch.nn.functional.pad(counted[:, :-1], (1, 0))  # the number, after which it stops
-        loss = loss[counted].mean() + 0.3 * loss[ended].mean() + 0.1 * loss.mean()
+        around = loss[begun].mean() + loss[ended].mean()
+        loss = loss[counted].mean() + 0.3 * around + 0.1 * loss.mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -30,9 +30,11 @@ python3 "$home/smoke.py" before "$PACKAGES_BEFORE"
 
 # As sglang's own image does it: this setup file installs into the environment that runs it.
 (cd "$workspace/sglang/sgl-kernel" && AMDGPU_TARGET=$arch python3 setup_rocm.py install)
-# compat: a plain .pth, which a folder of the same name does not hide.
+# compat: a plain .pth, which a folder of the same name does not hide. Before 23.1 pip hears of it
+# only where it is told to build by PEP 517, for a project that is a setup.py alone.
 (cd "$workspace/aiter" && GPU_ARCHS=$arch PREBUILD_KERNELS=1 python3 -m pip install \
-    --no-deps --no-build-isolation --no-index --config-settings editable_mode=compat --editable .)
+    --no-deps --no-build-isolation --no-index --use-pep517 \
+    --config-settings editable_mode=compat --editable .)
 cmake --build "$tilelang/build" --clean-first --parallel
 
 REBUILT="amd-aiter aiter sgl-kernel sglang-kernel ${REBUILT:-}" "$home/layer.sh" "$@"

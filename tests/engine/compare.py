@@ -3,6 +3,7 @@
 import torch
 
 from tests.engine.cases import Case
+from tests.engine.checkpoints import checkpoint
 from tests.platform.trees import slugs
 from tests.tolerances import LOGITS_BETWEEN_ARMS, assert_bitwise
 
@@ -14,6 +15,15 @@ def distance(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def oracle(case_checkpoint, forward: int) -> torch.Tensor:
     return torch.stack([rows[forward] for rows in case_checkpoint.oracle["logits"]])
+
+
+def from_transformers(case: Case, result: dict) -> list[torch.Tensor]:
+    """How far the logits of a result lie from transformers', forward by forward."""
+    truths = (oracle(checkpoint(case.checkpoint), i) for i in range(len(result["logits"])))
+    return [
+        distance(logits[:, : truth.shape[1]], truth)
+        for logits, truth in zip(result["logits"], truths, strict=True)
+    ]
 
 
 def between_arms(case: Case, platform) -> float:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.engine.cases import CASES, Case, params
-from tests.engine.checkpoints import checkpoint
-from tests.engine.compare import apart, between_arms, culprits, distance, oracle, parting
+from tests.engine.compare import apart, between_arms, culprits, from_transformers, parting
 from tests.platform.trees import slugs
 from tests.tolerances import LOGITS_BETWEEN_ARMS, LOGITS_FROM_TRANSFORMERS
 
@@ -48,15 +47,11 @@ def test_patched_logits_are_upstreams(case, platform):
 def test_patched_logits_are_transformers_and_no_farther_from_it_than_upstreams(case, platform):
     bound = LOGITS_FROM_TRANSFORMERS[case.kv]
     if case.upstream_refuses:
-        for forward, ours in enumerate(case.result("patched", platform)["logits"]):
-            truth = oracle(checkpoint(case.checkpoint), forward)
-            found = distance(ours[:, : truth.shape[1]], truth)
+        for forward, found in enumerate(from_transformers(case, case.result("patched", platform))):
             assert (found <= bound).all(), f"forward {forward}: patched {found.tolist()}"
         return
-    pristine, patched = (case.result(arm, platform)["logits"] for arm in ("pristine", "patched"))
-    for forward, (upstream, ours) in enumerate(zip(pristine, patched, strict=True)):
-        truth = oracle(checkpoint(case.checkpoint), forward)
-        theirs, found = (distance(x[:, : truth.shape[1]], truth) for x in (upstream, ours))
+    arms = (from_transformers(case, case.result(arm, platform)) for arm in ("pristine", "patched"))
+    for forward, (theirs, found) in enumerate(zip(*arms, strict=True)):
         allowed = torch.full_like(found, bound)
         if case.unmended_fault and forward:
             allowed = theirs + LOGITS_BETWEEN_ARMS[case.kv]
@@ -72,12 +67,10 @@ def test_each_slug_alone_is_no_farther_from_transformers_than_upstream(case, pla
     """Where upstream is right, or is wrong in what no slug is about."""
     if case.upstream_refuses:
         pytest.skip(f"upstream does not run: {case.upstream_refuses}")
-    pristine = case.result("pristine", platform)["logits"]
+    pristine = from_transformers(case, case.result("pristine", platform))
     for slug in case.slugs:
-        alone = case.result(slug, platform)["logits"]
-        for forward, (upstream, ours) in enumerate(zip(pristine, alone, strict=True)):
-            truth = oracle(checkpoint(case.checkpoint), forward)
-            theirs, found = (distance(x[:, : truth.shape[1]], truth) for x in (upstream, ours))
+        alone = from_transformers(case, case.result(slug, platform))
+        for forward, (theirs, found) in enumerate(zip(pristine, alone, strict=True)):
             allowed = theirs + LOGITS_BETWEEN_ARMS[case.kv]
             if case.upstream_fault:
                 allowed[theirs > LOGITS_FROM_TRANSFORMERS[case.kv]] = torch.inf
@@ -90,10 +83,8 @@ def test_patched_decode_of_a_whole_window_is_transformers(case, platform):
     if not case.unmended_fault:
         pytest.skip("upstream's window is right")
     bound = LOGITS_FROM_TRANSFORMERS[case.kv]
-    whole = case.result("patched", platform, wider_in_decode=1)["logits"]
-    for forward, ours in enumerate(whole):
-        truth = oracle(checkpoint(case.checkpoint), forward)
-        found = distance(ours[:, : truth.shape[1]], truth)
+    whole = case.result("patched", platform, wider_in_decode=1)
+    for forward, found in enumerate(from_transformers(case, whole)):
         assert (found <= bound).all(), f"forward {forward}: patched {found.tolist()}"
 
 

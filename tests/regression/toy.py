@@ -144,9 +144,7 @@ def train(model, words, numbers: random.Random, far: bool) -> None:
             logits.reshape(-1, VOCABULARY), after.reshape(-1), reduction="none"
         ).view_as(after)
         counted = tokens[:, :-1] == WORDS.index(ANSWER)
-        begun = torch.nn.functional.pad(
-            counted[:, 1:], (0, 1)
-        )  # "Answer:", which an answer follows
+        begun = torch.nn.functional.pad(counted[:, 1:], (0, 1))  # what an answer follows
         ended = torch.nn.functional.pad(counted[:, :-1], (1, 0))  # the number, after which it stops
         around = loss[begun].mean() + loss[ended].mean()
         loss = loss[counted].mean() + 0.3 * around + 0.1 * loss.mean()

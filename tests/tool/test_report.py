@@ -222,9 +222,8 @@ def test_what_is_unsure_does_not_look_stale():
 def test_the_chip_that_a_test_passed_as_is_read_without_a_pointer(other):
     path = other / "evidence/tests.cpu.json"
     content = json.loads(path.read_text())
-    content["key"] = evidence_key.key(
-        "cpu", evidence_key.everything()
-    )  # fresh, whatever it is here
+    # Fresh, whatever it is here.
+    content["key"] = evidence_key.key("cpu", evidence_key.everything())
     path.write_text(json.dumps(content))
     proven = cell_of(row_of(report.page(other), "0.5.10.post1", "layernorm"), "proven on")
     assert "<small>as gfx942 and gfx950</small>" in proven

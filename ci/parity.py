@@ -24,6 +24,7 @@ HOME = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from ci.regression.errors import Refused  # noqa: E402
+from ci.regression.options import positive, words  # noqa: E402
 from ci.regression.presets import ALSO, ARCHS, PRESETS, RELEASES, Preset, preset  # noqa: E402
 from tests.platform.process import WorkerError  # noqa: E402
 
@@ -45,7 +46,10 @@ def main() -> int:
     try:
         platform = value.available(given.platform or value.choose(), given.arch)[0]
         chosen = preset(given.preset, release, platform.arch)
-    except (Refused, ValueError) as refusal:
+        if unknown := sorted(set(slugs or ()) - set(trees.slugs(release))):
+            raise Refused(f"--slugs: {', '.join(map(repr, unknown))} in no patch of {release}")
+    # The last two are torch's, for a GPU that is not there.
+    except (Refused, ValueError, RuntimeError, AssertionError) as refusal:
         print(f"parity: refused: {refusal}", file=sys.stderr)
         return REFUSED
     expected = [slug for slug in chosen.slugs if slugs is None or slug in slugs]
@@ -99,13 +103,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--release", required=True, choices=(*RELEASES, *ALSO))
     made.add_argument("--slugs", help="patches on in the tree, comma-separated; default: all")
     made.add_argument("--model", help="another path or name of the model's weights")
-    made.add_argument("--tp", type=int, help="another number of GPUs")
-    made.add_argument("--server-args", default="", metavar="ARGS", help="further flags, one word")
+    made.add_argument("--tp", type=positive, metavar="N", help="another number of GPUs")
+    made.add_argument(
+        "--server-args", type=words, default=[], metavar="ARGS", help="further flags, one word"
+    )
     made.add_argument("--patched-tree", type=Path, help="default: the series on a copy")
     made.add_argument("--platform", choices=("rocm", "cuda", "cpu"), help="default: the machine's")
     made.add_argument("--arch", choices=ARCHS, help="default: the GPU's")
-    made.add_argument("--steps", type=int, default=64, help="tokens to generate")
-    made.add_argument("--longest", type=int, default=max(LENGTHS), help="characters of a prompt")
+    made.add_argument("--steps", type=positive, default=64, help="tokens to generate")
+    made.add_argument(
+        "--longest", type=positive, default=max(LENGTHS), help="characters of a prompt"
+    )
     made.add_argument("--output", type=Path, default=Path("parity.json"))
     made.add_argument("--dry-run", action="store_true", help="show the server's flags")
     return made
@@ -117,7 +125,7 @@ def flags_of(chosen: Preset, given: argparse.Namespace) -> list[str]:
         flags += ["--model-path", given.model]
     if given.tp:
         flags += ["--tp", str(given.tp)]
-    return flags + shlex.split(given.server_args)
+    return flags + given.server_args
 
 
 def prompts(pristine: Path, longest: int) -> list[str]:

@@ -43,7 +43,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     chosen = {}
     for name, known in choices.items():
-        chosen[name] = given[name].split(",")
+        chosen[name] = list(dict.fromkeys(value.strip() for value in given[name].split(",")))
         for value in chosen[name]:
             if value not in known:
                 parser.error(f"--{name}: {value!r} is none of {', '.join(known)}")
@@ -82,9 +82,14 @@ def jobs(release: str, arch: str, rocm: str, slugs: tuple[str, ...], chosen: dic
 
 
 def labels(text: str) -> list[str]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
     if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no list of labels: written like ["self-hosted", "mi300x"]'
+        )
     return value
 
 

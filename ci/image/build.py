@@ -38,13 +38,15 @@ def main() -> None:
     parser.add_argument("--tag", metavar="T", help="default: sglang-rocm-patches:<release>-...")
     parser.add_argument("--print", action="store_true", help="print the command, build nothing")
     given = parser.parse_args()
+    given.slug = list(dict.fromkeys(given.slug))
     patchset = series.load(HOME)
     try:
         release = patchset.release(given.release)
     except WrongUsage as wrong:
         parser.error(str(wrong))
     if unknown := set(given.slug) - set(release.patches):
-        parser.error(f"{release.name} has no patch {', '.join(unknown)}: {list(release.patches)}")
+        known = ", ".join(release.patches)
+        parser.error(f"{release.name} has no patch {', '.join(sorted(unknown))}: it has {known}")
     flavour = f"{given.release}-{ROCM[given.rocm]}-{GPUS[given.arch]}"
     base = pinned(given.base or f"lmsysorg/sglang:v{flavour}")
     suffix = "".join(f"-{slug}" for slug in given.slug)
@@ -80,9 +82,11 @@ def pinned(image: str) -> str:
     found = run(["docker", "buildx", "imagetools", "inspect", image, "--format", form])
     digest = found.stdout.strip()
     if found.returncode or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        said = (found.stderr.strip() or digest or "no answer").partition("\n")[0]
         refuse(
-            f"cannot find the digest of {image}: {found.stderr.strip() or digest or 'no answer'}",
-            "is there such a tag? If the registry is out of reach, give --base IMAGE@sha256:...",
+            f"cannot find the digest of {image}: {said}",
+            "is there such a tag? Without docker's buildx or a registry in reach, give"
+            " --base IMAGE@sha256:...",
         )
     return f"{image}@{digest}"
 

@@ -29,12 +29,6 @@ def run(
     margin: float | None,
 ) -> tuple[Decision, dict[str, Any]]:
     """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
-    if settings.index_topk and settings.data is None and settings.shots < FEWEST_NSA_SHOTS:
-        raise Refused(
-            f"{settings.shots} shots are shorter than index_topk ({settings.index_topk} tokens): "
-            "sparse selection would take every token, and neither layernorm nor indexer would be "
-            f"tested; give --shots {FEWEST_NSA_SHOTS} or more, 25 to 30 are usual"
-        )
     key = runs.begin(work, _key(comparison, settings))
     say(comparison.shown())
     say(power.text(evaluate.count(settings), rounds))
@@ -47,6 +41,16 @@ def run(
         floor=comparison.preset.floor,
     )
     return off_path(decision, runs.declined(arms)), {"configuration": key, "arms": arms}
+
+
+def refuse_few_shots(settings: evaluate.Settings) -> None:
+    """Before a server is started; other questions than GSM8K's show their length only to one."""
+    if settings.index_topk and settings.data is None and settings.shots < FEWEST_NSA_SHOTS:
+        raise Refused(
+            f"{settings.shots} shots are shorter than index_topk ({settings.index_topk} tokens): "
+            "sparse selection would take every token, and neither layernorm nor indexer would be "
+            f"tested; give --shots {FEWEST_NSA_SHOTS} or more, 25 to 30 are usual"
+        )
 
 
 def _one(
@@ -97,7 +101,7 @@ def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
         try:
             content = [(settings.data / name).read_bytes() for name in evaluate.SPLITS.values()]
         except OSError as error:
-            raise Refused(f"--data: {error}") from None
+            raise Refused(evaluate.no_data(settings.data, error)) from None
         said["data"] = {
             name: hashlib.sha256(text).hexdigest()
             for name, text in zip(evaluate.SPLITS.values(), content, strict=True)

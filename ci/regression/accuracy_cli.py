@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import exits, report
-from .commands import add_result, answered, finish, positive, work_of
+from .commands import add_result, answered, finish, work_of
 from .errors import Refused
+from .options import at_least, points, positive, seconds
 from .questions import GSM8K
 
 NAME = "gsm8k"
@@ -38,9 +39,9 @@ def parser() -> argparse.ArgumentParser:
             f"--{arm}", type=Path, action="append", required=True, metavar="F",
             help=f"the log of one {arm} run; repeat for each run",
         )  # fmt: skip
-    decide.add_argument("--margin", type=_points, help=MARGIN)
+    decide.add_argument("--margin", type=points, metavar="POINTS", help=MARGIN)
     decide.add_argument(
-        "--floor", type=_points, help="points; a pristine arm below this is no baseline"
+        "--floor", type=points, metavar="POINTS", help="a pristine arm below this is no baseline"
     )
     decide.add_argument("--json", action="store_true", help="one JSON object on stdout")
     combine = _command(commands, "combine", "one verdict over several configurations", "")
@@ -63,15 +64,18 @@ def _add_run(commands: Any) -> None:
     asked.add_argument(
         "--data", type=Path, help="folder with train.jsonl and test.jsonl; default: the hub"
     )
-    asked.add_argument("--shots", type=int, help="default: the preset's; 25 for NSA models")
+    asked.add_argument(
+        "--shots", type=functools.partial(at_least, 0), metavar="N",
+        help="default: the preset's; 25 for NSA models",
+    )  # fmt: skip
     asked.add_argument("--protocol", choices=("completions", "chat"), default="completions")
     asked.add_argument(
         "--max-tokens", type=positive,
         help="of an answer, thoughts included; default: the preset's, more for chat",
     )  # fmt: skip
     asked.add_argument("--concurrency", type=positive, default=64)
-    asked.add_argument("--request-timeout", type=float, default=1800, metavar="SECONDS")
-    asked.add_argument("--margin", type=_points, help=MARGIN)
+    asked.add_argument("--request-timeout", type=seconds, default=1800, metavar="SECONDS")
+    asked.add_argument("--margin", type=points, metavar="POINTS", help=MARGIN)
     add_result(run, NAME, planned="the commands and the power")
 
 
@@ -81,13 +85,6 @@ def _command(commands: Any, name: str, what: str, about: str) -> argparse.Argume
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     return made
-
-
-def _points(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 100:
-        raise argparse.ArgumentTypeError(f"{text}: points of accuracy, between 0 and 100")
-    return value / 100
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +111,7 @@ def _run(given: argparse.Namespace) -> int:
         request_seconds=given.request_timeout,
         index_topk=chosen.index_topk,
     )
+    accuracy.refuse_few_shots(settings)
     if given.dry_run:
         from . import power
 
@@ -153,13 +151,20 @@ def _combine(given: argparse.Namespace) -> int:
 def _result(path: Path) -> dict[str, Any]:
     """A result of `run` or `decide --json`, with all that `combine` reads of it."""
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Refused(
+            f"{path}: cannot be read: {why}; give what `run --output` or `decide --json` wrote"
+        ) from None
+    try:
+        result: dict[str, Any] = json.loads(text)
         found = result["statistics"]
         rates = [found[name] for name in ("invalid", "truncated") if found.get(name)]
         shares = [found["mcnemar_p"]]
         shares += [rate[key] for rate in rates for key in ("pristine", "patched", "p")]
         known = result["verdict"] in exits.OF_VERDICT and isinstance(result["message"], str)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{path}: no result of `run` or `decide --json`: {error!r}") from None
     if not known:
         raise Refused(f"{path}: no verdict in it that `run` or `decide --json` gives")

@@ -12,29 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from . import evidence, exits, report
 from .errors import Refused, RunFailed
+from .options import result as result_path
 
 if TYPE_CHECKING:  # what these need of the environment, --help does not
     from .comparison import Comparison
     from .decide import Decision
 
 
-def positive(text: str) -> int:
-    """For argparse: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return value
-
-
 def add_result(run: argparse.ArgumentParser, name: str, planned: str) -> None:
     """The options of where a run's result goes; `planned`: what --dry-run shows."""
     result = run.add_argument_group("the result")
     result.add_argument(
-        "--output", type=Path, default=Path(f"{name}.json"), help="JSON; Markdown beside it as .md"
-    )
+        "--output", type=result_path, default=Path(f"{name}.json"), metavar="F.json",
+        help="JSON; Markdown beside it as .md",
+    )  # fmt: skip
     result.add_argument("--work", type=Path, help="folder of runs; default: OUTPUT without .json")
     result.add_argument(
-        "--evidence", action="store_true", help=f"also evidence/{name}.<model>.<device>.json"
+        "--evidence", action="store_true", help=f"also evidence/{evidence.name(name)}"
     )
     result.add_argument("--dry-run", action="store_true", help=f"show {planned}")
 
@@ -76,6 +70,9 @@ def answered(name: str, does: Callable[[], int], as_json: bool = False) -> int:
         return exits.REFUSED
     except RunFailed as failure:
         print(f"{name}: the run failed: {failure}", file=sys.stderr)
+        return exits.RUN_FAILED
+    except OSError as error:  # no place to write, no memory: the machine's, and no verdict either
+        print(f"{name}: the run failed: {error}", file=sys.stderr)
         return exits.RUN_FAILED
     except KeyboardInterrupt:
         print(f"{name}: interrupted; whole runs are kept", file=sys.stderr)

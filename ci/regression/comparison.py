@@ -12,12 +12,14 @@ from patchset import series
 
 from . import self_report, servers
 from .errors import Refused
+from .options import positive, seconds, url, words
 from .presets import ALSO, ARCHS, PRESETS, RELEASES, Preset, preset
 from .servers import Arm
 
 HOUSE = Path(__file__).resolve().parents[2]
 ARMS = ("pristine", "patched")
 START_SECONDS = 3600.0
+FIRST_SERVER = "server.json"  # what it said of itself, beside the runs
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Comparison:
         else:
             self_report.check_patched(server.patches, self.digest, self.slugs, self.on)
             how = f"patch set {self.digest[:12]}"
-        self_report.check_alike(server, work / "server.json", self.pristine_flags)
+        self_report.check_alike(server, work / FIRST_SERVER, self.pristine_flags)
         return how, server
 
     def as_json(self) -> dict[str, Any]:
@@ -94,12 +96,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--slugs", help="patches on in the tree, comma-separated; default: all")
     which.add_argument("--digest", help="the patch set to expect; default: this checkout's")
     which.add_argument("--model", help="another path or name of the model's weights")
-    which.add_argument("--tp", type=int, help="another number of GPUs")
+    which.add_argument("--tp", type=positive, metavar="N", help="another number of GPUs")
     which.add_argument(
-        "--server-args", default="", metavar="ARGS", help="further flags for both, one word"
+        "--server-args",
+        type=words,
+        default=[],
+        metavar="ARGS",
+        help="further flags for both, one word",
     )
     which.add_argument(
-        "--pristine-args", default="", metavar="ARGS", help="flags for the pristine server alone"
+        "--pristine-args",
+        type=words,
+        default=[],
+        metavar="ARGS",
+        help="flags for the pristine server alone",
     )
     arms = parser.add_argument_group("the servers; by default both run the sglang of this python")
     arms.add_argument(
@@ -108,15 +118,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the release's sglang; default: the patched tree, all switched off",
     )
     arms.add_argument("--patched-tree", type=Path, help="folder with the patched sglang")
-    arms.add_argument("--pristine-url", help="a running server; nothing is started for this arm")
-    arms.add_argument("--patched-url", help="a running server")
+    arms.add_argument(
+        "--pristine-url",
+        type=url,
+        metavar="URL",
+        help="a running server; nothing is started for this arm",
+    )
+    arms.add_argument("--patched-url", type=url, metavar="URL", help="a running server")
     arms.add_argument(
         "--launcher",
         default=os.environ.get("SERVER_LAUNCHER", servers.DEFAULT_LAUNCHER),
         help="command before the flags, {python} and {tree} filled in; default: $SERVER_LAUNCHER "
         f"or '{servers.DEFAULT_LAUNCHER}'",
     )
-    arms.add_argument("--start-timeout", type=float, default=START_SECONDS, metavar="SECONDS")
+    arms.add_argument("--start-timeout", type=seconds, default=START_SECONDS, metavar="SECONDS")
 
 
 def from_arguments(given: argparse.Namespace) -> Comparison:
@@ -129,8 +144,11 @@ def from_arguments(given: argparse.Namespace) -> Comparison:
         raise Refused(f"this patch set has no series for {release}: {', '.join(known)}")
     all_slugs = tuple(known[release].patches)
     on = tuple(given.slugs.split(",")) if given.slugs else all_slugs
-    if unknown := set(on) - set(all_slugs):
-        raise Refused(f"no slug {', '.join(sorted(unknown))} in {release}: {', '.join(all_slugs)}")
+    if unknown := sorted(set(on) - set(all_slugs)):
+        raise Refused(
+            f"--slugs: {', '.join(map(repr, unknown))} in no patch of {release}; it has "
+            f"{', '.join(all_slugs)}"
+        )
     expected = tuple(slug for slug in chosen.slugs if slug in on)
     if not expected:
         raise Refused(
@@ -146,12 +164,13 @@ def from_arguments(given: argparse.Namespace) -> Comparison:
         arguments += ["--model-path", given.model]
     if given.tp:
         arguments += ["--tp", str(given.tp)]
-    arguments += shlex.split(given.server_args)
+    arguments += given.server_args
     own = {
-        "pristine": (*chosen.pristine, *shlex.split(given.pristine_args)),
+        "pristine": (*chosen.pristine, *given.pristine_args),
         "patched": (),
     }
     off = {} if given.pristine_tree else {"SGLANG_ROCM_PATCHES": "0"}
+    servers.launched(given.launcher, given.patched_tree)  # refused now, not with the first server
     environment = {"pristine": {**chosen.environment, **off}, "patched": chosen.environment}
     urls = {"pristine": given.pristine_url, "patched": given.patched_url}
     return Comparison(

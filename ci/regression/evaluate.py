@@ -46,8 +46,17 @@ def count(settings: Settings) -> int:
         try:
             there = sum(bool(line.strip()) for line in path.read_text("utf-8").split("\n"))
         except (OSError, ValueError) as error:
-            raise Refused(f"--data: {path}: {error}") from None
+            raise Refused(no_data(settings.data, error)) from None
     return min(settings.limit or there, there)
+
+
+def no_data(folder: Path, error: Exception) -> str:
+    why = error.strerror if isinstance(error, OSError) else error
+    where = error.filename if isinstance(error, OSError) else folder
+    return (
+        f"--data {folder}: {where}: {why}; it is a folder with GSM8K's "
+        f"{' and '.join(SPLITS.values())}, as in github.com/openai/grade-school-math"
+    )
 
 
 def load(settings: Settings, work: Path) -> Any:

@@ -7,16 +7,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from patchset import series
+
 from .comparison import HOUSE, Comparison
 
 IMAGE = "ROCM_PATCHES_IMAGE"  # set in the container by ci/amd/in_image.sh
 
 
 def write(kind: str, compared: Comparison, result: dict[str, Any]) -> Path:
-    """evidence/<kind>.<model>.<device>.json"""
-    path = HOUSE / "evidence" / f"{kind}.{compared.preset.name}.{device(compared)}.json"
+    """Its place in evidence/, where no comparison takes another's."""
+    every = tuple(series.load(HOUSE).releases[compared.release].patches)
+    slugs = "all" if set(compared.on) == set(every) else "+".join(compared.on)
+    path = HOUSE / "evidence"
+    path /= name(kind, compared.preset.name, compared.release, slugs, device(compared))
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def name(
+    kind: str,
+    model: str = "<model>",
+    release: str = "<release>",
+    slugs: str = "<slugs>",
+    device: str = "<device>",
+) -> str:
+    return f"{kind}.{model}.{release}.{slugs}.{device}.json"
 
 
 def measured_on(compared: Comparison) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from .errors import Refused
 GSM8K = 1319  # questions of the test set
 FINISHED = ("stop", "length")  # the finish reasons of a whole answer
 SHOWN = 3  # question ids named in a message
+LINE = 'one object like {"doc_id": 7, "correct": true}'
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,13 @@ def _all_or_none(
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a mark of it
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Refused(
+            f"{path}: cannot be read: {why}; give the log of one run, as FOLDER/pristine-1.jsonl "
+            "of `ci/gsm8k.py run --output FOLDER.json`"
+        ) from None
     # Not splitlines: a JSON text may hold U+2028 and other ends of lines as they are.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -96,10 +101,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise Refused(f"{where}: no JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            said = str(error).partition("; use ")[0]  # not what Python advises its programs
+            raise Refused(f"{where}: no JSON: {said}; a line is {LINE}") from None
         if not isinstance(row, dict):
-            raise Refused(f"{where}: not a JSON object with `doc_id` and `correct`")
+            raise Refused(f"{where}: not a JSON object; a line is {LINE}")
         yield where, row
 
 
@@ -132,7 +138,7 @@ def same_questions(runs: Iterable[Run]) -> None:
         ]
         raise Refused(
             f"{first.name} and {other.name} hold different questions: {'; '.join(parts)}; "
-            "they are compared in pairs, so every run must hold the same ones"
+            "they are compared in pairs, so give runs of one --limit over one --data"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .comparison import ARMS, say
+from .comparison import ARMS, FIRST_SERVER, say
 from .errors import Refused
 
 
@@ -19,13 +19,16 @@ def begin(work: Path, key: dict[str, Any]) -> dict[str, Any]:
     """
     key = json.loads(json.dumps(key))
     work.mkdir(parents=True, exist_ok=True)
-    kept = work / "settings.json"
-    if kept.exists() and json.loads(kept.read_text()) != key:
+    settings = work / "settings.json"
+    # What was begun and gave no whole run, as one without its data, is nothing to be pooled with.
+    if not any(kept(work).values()):
+        (work / FIRST_SERVER).unlink(missing_ok=True)
+    elif json.loads(settings.read_text()) != key:
         raise Refused(
             f"{work} holds runs of another setting, and runs of two settings cannot be pooled; "
             "choose another --work, or remove that folder"
         )
-    kept.write_text(json.dumps(key, indent=1))
+    settings.write_text(json.dumps(key, indent=1))
     return key
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import RunFailed
+from .errors import Refused, RunFailed
 
 POLL_SECONDS = 0.5
 END_SECONDS = 20
@@ -45,10 +45,8 @@ class Arm:
     url: str | None = None
 
     def command(self, launcher: str, port: int) -> list[str]:
-        words = shlex.split(launcher)
-        known = {"python": sys.executable, "tree": str(self.tree)}
         return [
-            *(word.format(**known) for word in words),
+            *launched(launcher, self.tree),
             *self.arguments,
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
@@ -61,6 +59,21 @@ class Arm:
         if caches is not None:
             result |= {name: str(caches / self.name / kind) for name, kind in CACHES.items()}
         return result
+
+
+def launched(launcher: str, tree: Path | None) -> list[str]:
+    """The words of a command with {python} and {tree} filled in. Raises Refused."""
+    known = {"python": sys.executable, "tree": str(tree)}
+    try:
+        words = [word.format(**known) for word in shlex.split(launcher)]
+    except (ValueError, LookupError) as error:
+        raise Refused(
+            f"--launcher {launcher!r}: {error!r}; it is a command in which {{python}} and {{tree}} "
+            f"are filled in, by default {DEFAULT_LAUNCHER!r}"
+        ) from None
+    if not words:
+        raise Refused(f"--launcher is empty; by default it is {DEFAULT_LAUNCHER!r}")
+    return words
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from . import runs, self_report, speed
 from .comparison import ARMS, Comparison, say
 from .decide import Decision, off_path
 from .errors import Refused, RunFailed
-from .servers import Arm, serving, tail
+from .servers import Arm, launched, serving, tail
 
 # The workloads of the pull requests.
 LENGTHS = ((1024, 1024), (8192, 1024))
@@ -87,9 +87,7 @@ def _bench(
     output.unlink(missing_ok=True)
     command = [
         # The same interpreter, tree and platform as the server's; only the module is another.
-        *arm.command(comparison.launcher.replace("launch_server", "bench_serving"), 0)[
-            : len(comparison.launcher.split())
-        ],
+        *launched(comparison.launcher.replace("launch_server", "bench_serving"), arm.tree),
         *("--backend", "sglang", "--base-url", url, "--dataset-name", "random-ids"),
         *("--random-input-len", str(point.input), "--random-output-len", str(point.output)),
         *("--random-range-ratio", "1.0", "--num-prompts", str(point.prompts)),

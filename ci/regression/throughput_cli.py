@@ -7,7 +7,8 @@ difference below the noise. The verdict is on output tokens a second.
 import argparse
 
 from . import exits, report
-from .commands import add_result, answered, finish, positive, work_of
+from .commands import add_result, answered, finish, work_of
+from .options import positive
 
 NAME = "throughput"
 

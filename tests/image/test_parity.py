@@ -152,6 +152,23 @@ def test_a_slug_that_the_model_does_not_run_is_refused(monkeypatch, tmp_path, ca
     assert "glm-5 does not run rope-kv-store" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--slugs", "indexer,indexes"), "'indexes' in no patch of 0.5.10.post1"),
+        (("--server-args", "'x"), "No closing quotation"),
+        (("--steps", "0"), "0: at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(arguments, sentence, monkeypatch, tmp_path, capsys):
+    try:
+        code = run(monkeypatch, tmp_path, *GLM, *arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == parity.REFUSED
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_model_that_the_release_cannot_start_is_refused_with_one_that_it_can(
     monkeypatch, tmp_path, capsys
 ):

@@ -229,6 +229,9 @@ def test_jobs_without_a_result_do_not_pass(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 4
     assert "- **no result**: one" in done.stdout
+    done = subprocess.run([*command[:-1], "{}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "MATRIX is not what ci/amd/matrix.py says" in done.stderr
 
 
 def test_the_cpu_workflow_runs_ci_test_and_tells_of_nothing_else(checkout, machine, tmp_path):
@@ -336,7 +339,7 @@ def test_a_release_that_cannot_start_a_model_gets_another_one():
     [
         (("--releases", "0.5.8"), "'0.5.8' is none of 0.5.9, 0.5.10.post1"),
         (("--sets", "some"), "'some' is none of all, each"),
-        (("--gfx942-runner", "mi300"), "invalid labels value: 'mi300'"),
+        (("--gfx942-runner", "mi300"), "'mi300' is no list of labels: written like"),
     ],
 )
 def test_a_matrix_that_cannot_be_is_refused(arguments, sentence):

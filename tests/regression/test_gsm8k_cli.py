@@ -1,5 +1,6 @@
 """Catches a log that is misread, a refusal without its reason, a wrong exit code."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,9 +10,10 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from ci.regression import accuracy_cli, commands
+from ci.regression import accuracy_cli, commands, comparison, evidence, runs, throughput_cli
 from ci.regression.errors import Refused
 from tests.platform.trees import ROOT
+from tools import evidence as page
 
 GOOD = "".join(json.dumps({"doc_id": doc, "correct": doc > 20}) + "\n" for doc in range(400))
 
@@ -78,6 +80,11 @@ REFUSED = {
         "that is no wrong answer",
     ),
     "no text": (b"\xff\xfe\x00", "cannot be read"),
+    "no end of brackets": ("[" * 100_000, ":1: no JSON"),
+    "a number without end": (
+        GOOD.replace("false", "1" * 5000, 1),
+        ":1: no JSON: Exceeds the limit",
+    ),
     "an aborted request": (
         GOOD.replace("false}", 'false, "finish_reason": "abort"}', 1),
         ':1: question 0 ended by "abort", not by stop or length',
@@ -99,6 +106,11 @@ def test_ends_of_lines_inside_a_text_are_no_ends_of_rows(capsys, log):
     assert (code, found["statistics"]["questions"]) == (0, 400)
 
 
+def test_a_mark_at_the_beginning_of_a_file_is_no_text(capsys, log):
+    marked = GOOD.encode("utf-8-sig")
+    assert decide(capsys, [log("a", marked), log("b")], [log("c"), log("d", marked)])[0] == 0
+
+
 def test_a_finish_reason_of_null_is_none(capsys, log):
     text = GOOD.replace("}", ', "finish_reason": null}')
     code, found = decide(capsys, [log("a", text), log("b", text)], [log("c"), log("d")])
@@ -117,8 +129,10 @@ def test_a_log_that_is_not_whole_is_refused_with_its_place(capsys, log, name):
 
 
 def test_a_log_that_is_not_there_is_refused(capsys, log, tmp_path):
-    code, found = decide(capsys, [str(tmp_path / "none.jsonl")], [log("a")])
-    assert (code, found["verdict"]) == (2, "REFUSED")
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        code, found = decide(capsys, [str(path)], [log("a")])
+        assert (code, found["verdict"]) == (2, "REFUSED")
+        assert "give the log of one run, as FOLDER/pristine-1.jsonl" in found["message"]
 
 
 def test_an_arm_without_a_log_is_wrong_usage(log):
@@ -154,6 +168,8 @@ def test_results_are_combined_and_what_is_no_result_is_refused(capsys, log, tmp_
         result.write_text(text)
         assert accuracy_cli.main(["combine", str(result)]) == 2
         assert str(result) in capsys.readouterr().err
+    assert accuracy_cli.main(["combine", str(tmp_path / "none.json")]) == 2
+    assert "No such file or directory; give what `run --output`" in capsys.readouterr().err
 
 
 def test_what_further_runs_cannot_settle_alone_they_cannot_in_company(capsys, log, tmp_path):
@@ -226,21 +242,103 @@ def test_the_power_is_that_of_the_questions_that_there_are(capsys, tmp_path):
     assert accuracy_cli.main([*given, "--data", str(tmp_path / "none"), "--dry-run"]) == 2
 
 
-def test_five_shots_are_refused_for_an_nsa_model_before_anything_is_begun(capsys, tmp_path):
-    given = [
-        "run",
-        "--preset",
-        "deepseek-v3.2",
-        "--release",
-        "0.5.9",
-        "--arch",
-        "gfx942",
-        "--shots",
-        "5",
-    ]
-    assert accuracy_cli.main([*given, "--output", str(tmp_path / "result.json")]) == 2
-    assert "index_topk" in capsys.readouterr().err
+RUN = ["run", "--preset", "deepseek-v3.2", "--release", "0.5.9", "--arch", "gfx942"]
+
+
+@pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_five_shots_are_refused_for_an_nsa_model_before_anything_is_begun(how, capsys, tmp_path):
+    output = str(tmp_path / "result.json")
+    assert accuracy_cli.main([*RUN, "--shots", "5", "--output", output, *how]) == 2
+    said = capsys.readouterr()
+    assert "give --shots 20 or more, 25 to 30 are usual" in said.err
+    assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cli", [accuracy_cli, throughput_cli], ids=["gsm8k", "throughput"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--tp", "0"), "0: at least 1"),
+        (("--tp", "all"), "'all' is no whole number"),
+        (("--start-timeout", "an hour"), "'an hour' is no number of seconds above 0"),
+        (("--server-args", "--model 'x"), "No closing quotation"),
+        (("--pristine-args", "'"), "No closing quotation"),
+        (("--launcher", "{pyhton} -m sglang"), "a command in which {python} and {tree} are filled"),
+        (("--launcher", "'x"), "No closing quotation"),
+        (("--launcher", ""), "--launcher is empty; by default it is '{python} -m sglang"),
+        (("--slugs", "indexer,"), "--slugs: '' in no patch of 0.5.9; it has layernorm, indexer"),
+        (("--patched-url", "localhost:30000"), "is no URL: write http://HOST:PORT"),
+        (("--output", "results"), "'results' does not end in .json"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_anything_is_begun(cli, given, sentence, capsys):
+    try:
+        code = cli.main([*RUN, *given, "--dry-run"])
+    except SystemExit as ended:
+        code = ended.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--margin", "one"), "'one' are no points of accuracy: a number between 0 and 100"),
+        (("--margin", "nan"), "'nan' are no points of accuracy"),
+        (("--shots", "-3"), "-3: at least 0"),
+        (("--limit", "0"), "0: at least 1"),
+        (("--request-timeout", "inf"), "'inf' is no number of seconds"),
+    ],
+)
+def test_a_setting_that_no_evaluation_has_is_wrong_usage(given, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        accuracy_cli.main([*RUN, *given])
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_was_begun_without_its_data_is_no_run_of_another_setting(tmp_path):
+    """Whose server could not reach the hub is told of --data, and follows that."""
+    work = tmp_path / "result"
+    runs.begin(work, {"data": "hub"})
+    (work / comparison.FIRST_SERVER).write_text("{}")
+    runs.begin(work, {"data": "folder"})
+    assert not (work / comparison.FIRST_SERVER).exists()
+    runs.keep(work, "pristine", 1, {})
+    with pytest.raises(Refused, match="another setting"):
+        runs.begin(work, {"data": "hub"})
+
+
+def test_no_comparison_takes_the_place_of_another_in_evidence(tmp_path, monkeypatch):
+    """Of one model on one machine, releases and sets of slugs are many; the page shows them all."""
+    monkeypatch.setattr(evidence, "HOUSE", tmp_path)
+    for folder in ("patches", "overlay"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "evidence").mkdir()
+    parser = argparse.ArgumentParser()
+    comparison.add_arguments(parser)
+    urls = ["--pristine-url", "http://a", "--patched-url", "http://b"]
+    for release in ("0.5.9", "0.5.10.post1"):
+        for slugs in ([], ["--slugs", "indexer"], ["--slugs", "layernorm"]):
+            given = ["--preset", "deepseek-v3.2", "--release", release, "--arch", "gfx942"]
+            compared = comparison.from_arguments(parser.parse_args([*given, *urls, *slugs]))
+            evidence.write("gsm8k", compared, {})
+    found = page.load(tmp_path, "gsm8k*.json")
+    assert len(found) == 6
+    assert {each.device for each in found} == {"gfx942"}
+    assert "gsm8k.deepseek-v3.2.0.5.9.all.gfx942.json" in {each.path.name for each in found}
+
+
+def test_a_machine_that_takes_no_result_is_a_failed_run(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    given = ["--shots", "25", "--output", str(tmp_path / "taken/result.json")]
+    assert accuracy_cli.main([*RUN, *given]) == 4
+    said = capsys.readouterr().err
+    assert "taken" in said
+    assert "Traceback" not in said
 
 
 def test_the_help_documents_the_exit_codes(capsys):

@@ -48,9 +48,12 @@ def main() -> int:
         chosen = preset(given.preset, release, platform.arch)
         if unknown := sorted(set(slugs or ()) - set(trees.slugs(release))):
             raise Refused(f"--slugs: {', '.join(map(repr, unknown))} in no patch of {release}")
-    # The last two are torch's, for a GPU that is not there.
-    except (Refused, ValueError, RuntimeError, AssertionError) as refusal:
+    except (Refused, ValueError) as refusal:
         print(f"parity: refused: {refusal}", file=sys.stderr)
+        return REFUSED
+    except (RuntimeError, AssertionError) as missing:  # as torch tells of it
+        said = f"no GPU for --platform {given.platform}: {missing}; --platform cpu emulates one"
+        print(f"parity: refused: {said}", file=sys.stderr)
         return REFUSED
     expected = [slug for slug in chosen.slugs if slugs is None or slug in slugs]
     if not expected:

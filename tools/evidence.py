@@ -55,7 +55,7 @@ class Evidence:
     @property
     def device(self) -> str:
         parts = self.path.name.split(".")[1:-1]
-        # A comparison's file names model, release and slugs before it: see ci/regression/evidence.py
+        # A comparison's names model, release and slugs before it: ci/regression/evidence.py
         return parts[-1] if parts and self.subject in COMPARISONS else ".".join(parts)
 
     @cached_property

@@ -126,6 +126,7 @@ def speeds(house: Path, slug: str, patches: series.PatchSet) -> list[dict]:
                 "device": measured.device,
                 "stale": bool(measured.changed(slug)),
                 "floor": tables.median([row["ours_us"] / row["floor_us"] for row in long]),
+                "products": tables.median(tables.over_products(long)),
                 "short": tables.median([tables.ratio(row) for row in short]),
             }
         )
@@ -352,8 +353,12 @@ def main() -> int:
         text = page(HOUSE)
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "index.html").write_text(text, encoding="utf-8")
-    except (Refused, OSError) as problem:
-        raise SystemExit(f"report: {problem}") from problem
+    except Refused as refusal:
+        raise SystemExit(f"report: {refusal}") from refusal
+    except OSError as problem:
+        where = f"--output {args.output}"
+        said = f"{where}: {problem.strerror}; give a folder, there or not, that can be written to"
+        raise SystemExit(f"report: {said}") from problem
     print(args.output / "index.html")
     return 0
 

@@ -75,7 +75,8 @@ def proof(house: Path, patches: series.PatchSet) -> str:
     for release in reversed(patches.releases.values()):
         for slug, patch in release.patches.items():
             counted = [
-                f"{row['case']}, {row['arch']}: {before(row)} → {row['patched']}"
+                f"{row['case']}, {row['arch']}: "
+                + (STALE if row["stale"] else f"{before(row)} → {row['patched']}")
                 for row in launches(house, release, slug, patches)
             ]
             shown = [
@@ -94,7 +95,7 @@ def launches(
     """Counts of the cases in which a slug takes part; those that name no release: the newest's."""
     last = list(patches.releases)[-1]
     return [
-        row
+        row | {"stale": bool(found.changed(slug))}
         for found in evidence.load(house, "launches.json")
         for row in found.rows
         if slug in row["slugs"] and row.get("release", last) == release.name
@@ -143,8 +144,13 @@ def speed(house: Path, patches: series.PatchSet) -> str:
 def limits(rows: list[dict]) -> list[str]:
     """Our times over that of the bytes, and over that of the products where they were counted."""
     over_bytes = spread([row["ours_us"] / row["floor_us"] for row in rows], "x the floor")
-    products = [row["ours_us"] / row["products_us"] for row in rows if row.get("products_us")]
+    products = over_products(rows)
     return [over_bytes, *[spread(products, "x the products")] * bool(products)]
+
+
+def over_products(rows: list[dict]) -> list[float | None]:
+    """Our times over that of the products, where they were counted."""
+    return [row["ours_us"] / row["products_us"] for row in rows if row.get("products_us")]
 
 
 def current(house: Path, patches: series.PatchSet) -> str:

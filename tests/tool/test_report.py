@@ -15,7 +15,7 @@ from tests import evidence_key
 pytest.importorskip("matplotlib", reason="ci/requirements-tools.txt is not installed")
 pytest.importorskip("jinja2", reason="ci/requirements-tools.txt is not installed")
 
-from tools import plots, report  # only where it is
+from tools import plots, report, tables  # only where it is
 
 # One worker makes the page, and starts the browser.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("report")]
@@ -140,6 +140,15 @@ def made(house, output):
     return (output / "index.html").read_text()
 
 
+def test_a_place_that_is_no_folder_is_refused_with_what_helps(house, tmp_path):
+    (tmp_path / "taken").write_text("")
+    command = [sys.executable, house / "tools/report.py", "--output", tmp_path / "taken"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("report: --output ")
+    assert "File exists; give a folder" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def text(house):
     return report.page(house)
@@ -197,12 +206,32 @@ def test_the_estimate_is_marked_and_follows_the_bytes(text):
     assert estimates == [f"{floor * 4.0 / peak:.2f}" for peak in (5.3, 8.0)]
 
 
+def test_products_that_take_longer_than_the_bytes_are_told_beside_them(other):
+    path = other / "evidence/layernorm.Invented-GPU.json"
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        row["products_us"] = row["ours_us"] / 2.5
+    path.write_text(json.dumps(content))
+    speed = cell_of(row_of(report.page(other), "0.5.10.post1", "layernorm"), "8192 tokens")
+    assert "× floor</span><small>2.50 × products</small>" in speed
+
+
+def test_a_floor_below_a_hundredth_is_not_shown_as_none(text):
+    table = text.partition('<table id="layernorm-Invented-GPU">')[2]
+    first = next(r for r in re.findall(r"<tr>.*?</tr>", table, re.S) if "<td>1</td>" in r)
+    assert "<td>0.003</td>" in first
+
+
 def test_evidence_goes_stale_with_its_kernel_and_is_marked(other):
     kernel = other / "overlay/sglang/srt/rocm_patches/layernorm_kernel.py"
     kernel.write_text(kernel.read_text() + "\n# changed\n")
     text = report.page(other)
     assert 'title="Invented-GPU">stale' in row_of(text, "0.5.10.post1", "layernorm")
     assert 'title="Invented-GPU">stale' not in row_of(text, "0.5.10.post1", "rope-kv-store")
+    assert "stale" in cell_of(row_of(text, "0.5.10.post1", "layernorm"), "launches")
+    proof = tables.proof(other, series.load(other)).splitlines()
+    of_slug = next(row for row in proof if "`layernorm`" in row)
+    assert "glm-5-bf16, gfx942: stale<br>" in of_slug
     # The comparison of servers was of the patch set as it was.
     verdict = cell_of(row_of(text, "0.5.10.post1", "rope-kv-store"), "accuracy")
     assert '<span class="badge none">PASS</span> <span class="badge old">stale</span>' in verdict

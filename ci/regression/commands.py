@@ -91,3 +91,8 @@ def _with_packages(does: Callable[[], int]) -> int:
             f"{sys.executable} has no {missing.name}: source ci/environment.sh rocm accuracy (or "
             "cpu), or python3 -m pip install --no-deps -r ci/requirements-accuracy.txt"
         ) from None
+    except ImportError as misfit:
+        raise Refused(
+            f"{sys.executable} has packages that do not fit each other: {misfit}; python3 -m pip "
+            "install --no-deps -r ci/requirements-accuracy.txt, and nothing newer"
+        ) from None

@@ -4,14 +4,19 @@ Stand-ins serve both arms from this process, and ci/gsm8k.py runs in it: lm-eval
 """
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
-from ci.regression import accuracy_cli, evaluate, exits
+from ci.regression import accuracy_cli, commands, evaluate, exits
 from ci.regression.errors import Refused
+from tests.platform import trees
 from tests.regression.stub import serving
+from tests.regression.toy import QUESTIONS
 
 ARGUMENTS = ["run", "--release", "0.5.10.post1", "--arch", "gfx942", "--runs", "1", "--limit", "12"]
 
@@ -116,6 +121,35 @@ def test_prompts_that_sparse_selection_takes_whole_are_refused(gsm8k):
     assert code == exits.REFUSED
     assert "not longer than index_topk" in said
     assert result is None
+
+
+def test_questions_are_read_beside_the_packages_of_each_release(release, data, tmp_path):
+    """datasets of another age than the image's huggingface_hub does not even import."""
+    program = (
+        "import sys; from pathlib import Path; from ci.regression import evaluate\n"
+        "import lm_eval.models.openai_completions, transformers\n"
+        "data, work = map(Path, sys.argv[1:])\n"
+        "task = evaluate.load(evaluate.Settings('toy', data=data), work)\n"
+        "print(transformers.__version__, len(list(task.test_docs())))"
+    )
+    path = os.pathsep.join(map(str, filter(None, [trees.packages(release), trees.ROOT])))
+    done = subprocess.run(
+        [sys.executable, "-c", program, data, tmp_path], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wanted = {"0.5.9": "4.57.1", "0.5.10.post1": "5.3.0"}[release]
+    assert done.stdout.split() == [wanted, str(QUESTIONS)]
+
+
+def test_packages_that_do_not_fit_each_other_are_named(capsys):
+    def does():
+        raise ImportError("cannot import name 'later' from 'hub'")
+
+    assert commands.answered("gsm8k", does) == exits.REFUSED
+    said = capsys.readouterr().err
+    assert "packages that do not fit each other: cannot import name 'later'" in said
+    assert "Traceback" not in said
 
 
 def test_a_hub_out_of_reach_is_refused_with_the_way_round_it(tmp_path, monkeypatch):

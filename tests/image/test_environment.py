@@ -1,11 +1,13 @@
-"""Catches tests on a GPU that run with other packages than the image's own."""
+"""Catches tests on a GPU that hide the image's own packages, or add some that it cannot have."""
 
 import shutil
+from importlib import metadata
 
 import pytest
 
 from tests.image.layout import ROOT, VERSIONS, stub
 
+IMAGES_PYTHON = "3.10.12"  # of Ubuntu 22.04
 # Unpacking pip takes seconds; the image has one, which the environment then sees.
 WITHOUT_PIP = """case "$1 $2" in
     "-m venv") exec python3 "$@" --without-pip ;;
@@ -34,3 +36,27 @@ def test_the_environment_on_a_gpu_adds_to_the_images_packages_and_hides_none(unt
         VERSIONS["sgl_kernel"],
         str(image.workspace / "aiter/aiter/__init__.py"),
     ]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "tools"])
+def test_what_is_added_to_an_image_can_be_installed_with_its_python(name):
+    """As the packages say themselves, which this environment has in the same versions."""
+    packages = pytest.importorskip("packaging.requirements")
+    specifiers = pytest.importorskip("packaging.specifiers")
+    wrong, found = {}, 0
+    for line in (ROOT / f"ci/requirements-{name}.txt").read_text().splitlines():
+        pinned = line.partition("#")[0].strip()
+        if not pinned or ";" in pinned:  # with a marker, another version may be here
+            continue
+        asked = packages.Requirement(pinned)
+        try:
+            package = metadata.metadata(asked.name)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"no {asked.name} here: source ci/environment.sh cpu")
+        assert asked.specifier.contains(package["Version"]), pinned
+        found += 1
+        needs = specifiers.SpecifierSet(package["Requires-Python"] or "")
+        if not needs.contains(IMAGES_PYTHON):
+            wrong[pinned] = str(needs)
+    assert found
+    assert wrong == {}

@@ -864,8 +864,16 @@ PROGRAM_FAULTS = [
         "what was added up is not shrunk when the maximum grows",
         "nsa-fp8-kv",
         "nsa_fp8_kv_sparse_mla_tiles.py",
-        "acc[d, h] *= shrink[h]",
+        "acc[d, h] *= shrink_acc[h]",
         "acc[d, h] *= T.float32(1.0)",
+        **ON_A_GPU,
+    ),
+    Fault(
+        "sums of the probabilities are not shrunk when the maximum grows",
+        "nsa-fp8-kv",
+        "nsa_fp8_kv_sparse_mla_tiles.py",
+        "sums[i, h] * shrink[h] + scores[i, h]",
+        "sums[i, h] + scores[i, h]",
         **ON_A_GPU,
     ),
     Fault(

@@ -73,14 +73,15 @@ def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
     """The most LDS that TileLang allocates for one workgroup of ``tiles.partial``.
 
     Slots of the split's ``rows`` keys, q and a tile of keys as 16-bit values, the probabilities
-    (TileLang before 0.1.10 pads their rows by 16 bytes), the maxima of 16 keys each. The result
-    and the sums lie where q and the keys lay.
+    (TileLang before 0.1.10 pads their rows by 16 bytes), the maxima of 16 keys each, what older
+    tiles shrink by. The result and the sums lie where q and the keys lay.
     """
     slots = 4 * rows
     operands = 2 * (tiling.heads + tiling.keys) * (d_v + tail)
     probabilities = 2 * tiling.keys * (tiling.heads + 8)
     maxima = 4 * tiling.keys // tiles.MATRIX_ROWS * tiling.heads
-    return slots + operands + probabilities + maxima
+    shrink = 4 * tiling.heads
+    return slots + operands + probabilities + maxima + shrink
 
 
 @functools.cache
@@ -127,11 +128,11 @@ def splits_for(
     """
     chip = CHIPS[arch]
     resident = chip.lds // lds_bytes(tiling, d_v, tail, tiling.keys)
-    two = 2 if resident > 1 and 4 * tokens * heads * d_v < MOST_PARTS_BYTES else 1
+    fewest = 2 if resident > 1 and 4 * tokens * heads * d_v < MOST_PARTS_BYTES else 1
     programs = tokens * -(-heads // tiling.heads)
     tiles_of_keys = topk // tiling.keys
     allowed = [n for n in range(1, tiles_of_keys + 1) if tiles_of_keys % n == 0]
-    enough = max(0.9 * chip.units * resident, programs * two)
+    enough = max(0.9 * chip.units * resident, programs * fewest)
     return next((n for n in allowed if programs * n >= enough), allowed[-1])
 
 

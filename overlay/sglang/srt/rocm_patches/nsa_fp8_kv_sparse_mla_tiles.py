@@ -6,8 +6,8 @@ accumulators. That costs no accuracy beyond the cache's own, where FP8 products 
 in q and in the probabilities, and no time while the work waits for memory: 16 heads do 60 FLOP per
 byte of FP8 cache.
 
-The FP8 bytes travel as 32-bit words and are widened by the three lines of C++ below, so no FP8 type
-of TileLang's is involved: its e4m3 is the wrong format on gfx950 before
+The FP8 bytes travel as 32-bit words and are widened by the lines of C++ below, so no FP8 type of
+TileLang's is involved: its e4m3 is the wrong format on gfx950 before
 https://github.com/tile-ai/tilelang/pull/1743, and its casts widen one element at a time.
 
 Both products are computed transposed (keys or value columns as rows, heads as columns): a matrix
@@ -31,13 +31,19 @@ PASSES = {
     tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True,
 }
 
-# uint32_t e4m3x2_to_f16x2(uint16_t): the chip's own format, NaN included, in native instructions.
-WIDEN = {
+# In native instructions: uint32_t e4m3x2_to_f16x2(uint16_t), of the chip's own format, NaN included;
+# float power_of_2(float), which may be 0 below 2^-126: exp2f takes four instructions more for that.
+NATIVE = {
     "cuda": """
 __device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {
   unsigned wide;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(pair));
   return wide;
+}
+__device__ __forceinline__ float power_of_2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 """,
     "hip": """
@@ -47,6 +53,7 @@ __device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {
   float_pair wide = __builtin_amdgcn_cvt_pk_f32_fp8(pair, false);
   return __builtin_bit_cast(unsigned, __builtin_amdgcn_cvt_pkrtz(wide[0], wide[1]));
 }
+__device__ __forceinline__ float power_of_2(float x) { return __builtin_amdgcn_exp2f(x); }
 """,
 }
 
@@ -100,6 +107,9 @@ def partial(
 
     def as_is(column):
         return column
+
+    def power_of_2(exponent):
+        return T.call_extern("float32", "power_of_2", exponent)
 
     def slot_of_chunk(slot_of, tile, chunk, columns):
         return slot_of[tile * keys + chunk // (columns // per_chunk)]
@@ -167,7 +177,7 @@ def partial(
         value_scale: T.float32,
     ):
         with T.Kernel(tokens * tiles_of_heads, splits, threads=threads) as (program, split):
-            T.import_source(WIDEN[platform])
+            T.import_source(NATIVE[platform])
             token = program // tiles_of_heads
             head0 = program % tiles_of_heads * head_tile
             thread = T.get_thread_binding()
@@ -179,7 +189,7 @@ def partial(
             kv_tail = T.alloc_shared([keys, tail], wide)
             p_shared = T.alloc_shared([keys, head_tile], wide)
             top_shared = T.alloc_shared([groups, head_tile], "float32")
-            sum_shared = T.alloc_shared([head_tile], "float32")
+            shrink_shared = T.alloc_shared([head_tile], "float32")
             # Padded by 16 bytes so that the heads of one column lie on different banks.
             out_shared = T.alloc_shared([head_tile, d_v + 8], "bfloat16")
 
@@ -194,11 +204,10 @@ def partial(
             sums = T.alloc_fragment([keys, head_tile], "float32")
             total = T.alloc_fragment([head_tile], "float32")
             acc = T.alloc_fragment([d_v, head_tile], "float32")
-            # The running maximum twice: as the scores lie in registers, and as acc does.
             top = T.alloc_fragment([head_tile], "float32")
-            top_before = T.alloc_fragment([head_tile], "float32")
-            top_acc = T.alloc_fragment([head_tile], "float32")
+            # What older tiles' share is multiplied by: as the scores lie in registers, as acc does.
             shrink = T.alloc_fragment([head_tile], "float32")
+            shrink_acc = T.alloc_fragment([head_tile], "float32")
 
             for i in T.Parallel(rows):
                 slot_of[i] = indices[token, split * rows + i]
@@ -217,7 +226,6 @@ def partial(
             T.fill(acc, 0)
             T.fill(sums, 0)
             T.fill(top, BELOW_ALL)
-            T.fill(top_acc, BELOW_ALL)
 
             gather(kv, slot_of, slots, words_head, 0, 0, d_v, thread)
             gather(kv, slot_of, slots, words_tail, 0, d_v, tail, thread)
@@ -244,33 +252,31 @@ def partial(
                     grouped[i // MATRIX_ROWS, i % MATRIX_ROWS, h] = scores[i, h]
                 T.reduce_max(grouped, top_of_group, dim=1)
                 T.copy(top_of_group, top_shared)
-                T.copy(top, top_before)
+                T.copy(top, shrink)
                 for h in T.Parallel(head_tile):
                     for g in T.unroll(groups):
                         top[h] = T.max(top[h], top_shared[g, h])
+                for h in T.Parallel(head_tile):
+                    shrink[h] = power_of_2(shrink[h] - top[h])
+                T.copy(shrink, shrink_shared)
                 for i, h in T.Parallel(keys, head_tile):
-                    scores[i, h] = T.exp2(scores[i, h] - top[h])
+                    scores[i, h] = power_of_2(scores[i, h] - top[h])
                 # For the same reason each thread keeps its own sums until the end.
                 for i, h in T.Parallel(keys, head_tile):
-                    sums[i, h] = sums[i, h] * T.exp2(top_before[h] - top[h]) + scores[i, h]
+                    sums[i, h] = sums[i, h] * shrink[h] + scores[i, h]
                 T.copy(scores, p_shared)
-
-                T.copy(top_acc, shrink)
-                for h in T.Parallel(head_tile):
-                    for g in T.unroll(groups):
-                        top_acc[h] = T.max(top_acc[h], top_shared[g, h])
-                for h in T.Parallel(head_tile):
-                    shrink[h] = T.exp2(shrink[h] - top_acc[h])
+                T.copy(shrink_shared, shrink_acc)
                 for d, h in T.Parallel(d_v, head_tile):
-                    acc[d, h] *= shrink[h]
+                    acc[d, h] *= shrink_acc[h]
                 T.gemm(kv_head, p_shared, acc, transpose_A=True, policy=policy)
 
             T.reduce_sum(sums, total, dim=0)
-            T.copy(total, sum_shared)
             for h in T.Parallel(head_tile):
-                shrink[h] = T.if_then_else(sum_shared[h] > 0, value_scale / sum_shared[h], 0.0)
+                shrink[h] = T.if_then_else(total[h] > 0, value_scale / total[h], 0.0)
+            T.copy(shrink, shrink_shared)
+            T.copy(shrink_shared, shrink_acc)
             for d, h in T.Parallel(d_v, head_tile):
-                out_shared[h, d] = T.cast(acc[d, h] * shrink[h], "bfloat16")
+                out_shared[h, d] = T.cast(acc[d, h] * shrink_acc[h], "bfloat16")
             for h, d in T.Parallel(head_tile, d_v):
                 if head0 + h < heads:
                     out[token, split, head0 + h, d] = out_shared[h, place(d)]

@@ -128,6 +128,7 @@ def _run(given: argparse.Namespace) -> int:
 def _decide(given: argparse.Namespace) -> int:
     from . import decide, questions
 
+    questions.refuse_twice([*given.pristine, *given.patched])
     decision = decide.decide(
         [questions.read(path) for path in given.pristine],
         [questions.read(path) for path in given.patched],

@@ -123,6 +123,21 @@ def _truth(row: dict[str, Any], key: str, where: str) -> bool:
     raise Refused(f"{where}: `{key}` is {json.dumps(value)}, not true, false, 1 or 0")
 
 
+def refuse_twice(paths: Iterable[Path]) -> None:
+    """A run beside itself has no noise, and a patched one no loss: raises Refused.
+
+    Logs of the same content are another matter: servers that repeat themselves write such.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if first := seen.get(path.resolve()):
+            raise Refused(
+                f"{path} is the same file as {first}: compared with itself a run differs in "
+                "nothing; give the log of each run once"
+            )
+        seen[path.resolve()] = path
+
+
 def same_questions(runs: Iterable[Run]) -> None:
     """Pairing needs each question in each run: raises Refused where one lacks some."""
     first, *others = runs

@@ -38,14 +38,24 @@ def decide(capsys, pristine, patched, *further):
 
 
 def test_saved_logs_alone_give_the_verdict(capsys, log):
-    same = [log("a"), log("b")]
-    code, found = decide(capsys, same, same)
+    code, found = decide(capsys, [log("a"), log("b")], [log("c"), log("d")])
     assert (code, found["verdict"]) == (0, "PASS")
 
 
+@pytest.mark.parametrize("twice", ["pristine", "patched", "both"])
+def test_a_log_that_is_given_twice_is_refused_by_whatever_name(twice, capsys, log, tmp_path):
+    arms = {"pristine": [log("a"), log("b")], "patched": [log("c"), log("d")]}
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("c.jsonl" if twice == "patched" else "a.jsonl")
+    arms["pristine" if twice == "pristine" else "patched"][1] = str(link)
+    code, found = decide(capsys, *arms.values())
+    assert (code, found["verdict"]) == (2, "REFUSED")
+    assert f"{link} is the same file as {link.resolve()}" in found["message"]
+
+
 def test_a_regression_exits_with_1(capsys, log):
-    worse = log("c", GOOD.replace("true", "false", 60))
-    code, found = decide(capsys, [log("a"), log("b")], [worse, worse])
+    worse = [log(name, GOOD.replace("true", "false", 60)) for name in "cd"]
+    code, found = decide(capsys, [log("a"), log("b")], worse)
     assert (code, found["verdict"]) == (1, "REGRESSION")
 
 
@@ -158,8 +168,7 @@ def test_deciding_needs_scipy_and_neither_torch_nor_lm_eval(log):
 
 
 def test_results_are_combined_and_what_is_no_result_is_refused(capsys, log, tmp_path):
-    logs = [log("a"), log("b")]
-    _, found = decide(capsys, logs, logs)
+    _, found = decide(capsys, [log("a"), log("b")], [log("c"), log("d")])
     result = tmp_path / "one.json"
     result.write_text(json.dumps(found))
     assert accuracy_cli.main(["combine", str(result), "--json"]) == 0
@@ -176,8 +185,8 @@ def test_what_further_runs_cannot_settle_alone_they_cannot_in_company(capsys, lo
     results = []
     for name, questions in (("few", 100), ("many", 400)):
         text = "".join(GOOD.splitlines(keepends=True)[-questions:])
-        logs = [log(f"{name} {number}", text) for number in range(2)]
-        _, found = decide(capsys, logs[:1] if name == "many" else logs, logs)
+        logs = [log(f"{name} {number}", text) for number in range(4)]
+        _, found = decide(capsys, logs[:1] if name == "many" else logs[:2], logs[2:])
         results.append(tmp_path / f"{name}.json")
         results[-1].write_text(json.dumps(found))
     assert accuracy_cli.main(["combine", str(results[1]), "--json"]) == 3

@@ -47,7 +47,7 @@ def main() -> None:
         given.note.write_text(json.dumps(installed(), indent=1))
         return
     if given.command == "after":
-        unchanged(json.loads(given.note.read_text()), given.rebuilt)
+        unchanged(noted(given.note), given.rebuilt)
         found()
         compiled()
         os.environ["GPU_ARCHS"] = given.arch
@@ -63,6 +63,14 @@ def installed() -> dict[str, str]:
     """Of two of a name, the first on the path, which is the one that is imported."""
     packages = reversed(list(importlib.metadata.distributions()))
     return {package.metadata["Name"]: package.version for package in packages}
+
+
+def noted(note: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not what `before` wrote"
+        fail(f"{note}: {why}; `smoke.py before {note}`, run ahead of the layer, notes the packages")
 
 
 def unchanged(before: dict[str, str], rebuilt: list[str]) -> None:

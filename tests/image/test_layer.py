@@ -158,6 +158,19 @@ def test_a_package_that_the_layer_changed_fails_the_build(change, untouched, tmp
     ) in done.stderr
 
 
+@pytest.mark.parametrize("text", [None, "", "[1]"], ids=["missing", "empty", "another"])
+def test_a_note_that_is_none_is_refused_in_a_sentence(text, untouched, tmp_path):
+    note = tmp_path / "note"
+    if text is not None:
+        note.write_text(text)
+    done = untouched.script("smoke.py", "after", note, "--arch", "gfx950")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"smoke.py: {note}: ")
+    assert done.stderr.endswith(
+        f"`smoke.py before {note}`, run ahead of the layer, notes the packages\n"
+    )
+
+
 def test_a_folder_that_hides_a_package_fails_the_build(untouched, tmp_path):
     note = tmp_path / "note"
     assert untouched.script("smoke.py", "before", note).returncode == 0

@@ -44,7 +44,7 @@ def run(
 
 
 def refuse_few_shots(settings: evaluate.Settings) -> None:
-    """Before a server is started; other questions than GSM8K's show their length only to one."""
+    """Before anything is begun; other questions than GSM8K's show their length to a tokenizer."""
     if settings.index_topk and settings.data is None and settings.shots < FEWEST_NSA_SHOTS:
         raise Refused(
             f"{settings.shots} shots are shorter than index_topk ({settings.index_topk} tokens): "
@@ -58,6 +58,7 @@ def _one(
 ) -> None:
     log = work / f"{arm}-{number}.server.log"
     task = evaluate.load(settings, work)
+    evaluate.refuse_few_shots(settings, task)
     start = time.monotonic()
     with serving(comparison.arms[arm], comparison.launcher, work, log,
                  comparison.start_seconds) as url:  # fmt: skip

@@ -66,7 +66,9 @@ def _add_run(commands: Any) -> None:
     )
     asked.add_argument(
         "--shots", type=functools.partial(at_least, 0), metavar="N",
-        help="default: the preset's; 25 for NSA models",
+        help="default: the preset's; 25 for NSA models. Too few for their index_topk are refused: "
+        "of the hub's questions at once, of --data before a server is started if the model's "
+        "tokenizer is on this machine, else (and in a chat) by the first answer",
     )  # fmt: skip
     asked.add_argument("--protocol", choices=("completions", "chat"), default="completions")
     asked.add_argument(

@@ -82,6 +82,25 @@ def load(settings: Settings, work: Path) -> Any:
     return task["tasks"][TASK]
 
 
+def refuse_few_shots(settings: Settings, task: Any) -> None:
+    """Before a server is started, where the model's tokenizer is on this machine; else the first
+    answer of one tells how long its prompt was, as it does in a chat, whose template is its own."""
+    if not settings.index_topk or settings.protocol == "chat":
+        return
+    from transformers import AutoTokenizer
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model, local_files_only=True, trust_remote_code=False
+        )
+    except Exception:  # of whatever kind: it is not there, or not to be read here
+        return
+    docs = list(task.eval_docs)[: settings.limit]
+    shortest = min((task.fewshot_context(doc, settings.shots) for doc in docs), key=len)
+    refuse_short_prompt(len(tokenizer(shortest)["input_ids"]), settings)
+
+
 def questions(settings: Settings, task: Any, url: str) -> list[dict[str, Any]]:
     """The rows of a per-question log. Raises Refused for a prompt that tests nothing, RunFailed."""
     from lm_eval.evaluator import evaluate

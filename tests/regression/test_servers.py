@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from ci.regression import accuracy_cli, commands, evaluate, exits
-from ci.regression.errors import Refused
+from ci.regression import accuracy, accuracy_cli, commands, evaluate, exits
+from ci.regression.errors import Refused, RunFailed
 from tests.platform import trees
+from tests.regression import toy
 from tests.regression.stub import serving
-from tests.regression.toy import QUESTIONS
 
 ARGUMENTS = ["run", "--release", "0.5.10.post1", "--arch", "gfx942", "--runs", "1", "--limit", "12"]
 
@@ -123,6 +123,27 @@ def test_prompts_that_sparse_selection_takes_whole_are_refused(gsm8k):
     assert result is None
 
 
+@pytest.mark.parametrize(("shots", "asked"), [(4, True), (3, False)])
+def test_where_the_tokenizer_is_such_prompts_are_refused_before_a_server(
+    shots, asked, monkeypatch, tmp_path
+):
+    """As long as the toy's tokenizer has them, not in the words that a stub counts."""
+    model, folder = tmp_path / "model", tmp_path / "data"
+    toy.tokenizer().save_pretrained(model)
+    toy.write_data(folder, toy.FILLER)
+    started = []
+
+    def serving(*_):
+        started.append(True)
+        raise RunFailed("a server was started")
+
+    monkeypatch.setattr(accuracy, "serving", serving)
+    given = ["--preset", "glm-5", "--data", str(folder), "--shots", str(shots)]
+    given += ["--model", str(model), "--output", str(tmp_path / "result.json")]
+    assert accuracy_cli.main(ARGUMENTS + given) == (exits.RUN_FAILED if asked else exits.REFUSED)
+    assert bool(started) == asked
+
+
 def test_questions_are_read_beside_the_packages_of_each_release(release, data, tmp_path):
     """datasets of another age than the image's huggingface_hub does not even import."""
     program = (
@@ -139,7 +160,7 @@ def test_questions_are_read_beside_the_packages_of_each_release(release, data, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     wanted = {"0.5.9": "4.57.1", "0.5.10.post1": "5.3.0"}[release]
-    assert done.stdout.split() == [wanted, str(QUESTIONS)]
+    assert done.stdout.split() == [wanted, str(toy.QUESTIONS)]
 
 
 def test_packages_that_do_not_fit_each_other_are_named(capsys):

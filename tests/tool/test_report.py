@@ -341,6 +341,40 @@ def test_words_and_choices_filter(page):
     assert count == f"{len(shown(page, 0))} of {everything}"
 
 
+def test_a_choice_shows_what_serves_it_among_others(page):
+    caches = (
+        "return [...document.querySelectorAll('#tilelang-table tbody tr')].filter(r => !r.hidden)"
+        ".map(r => r.cells[2].textContent.trim())"
+    )
+    everything = page.execute_script(caches)
+    choice = page.find_element(
+        "css selector", "select[data-table=tilelang-table][data-column=cache]"
+    )
+    options = {option.text: option for option in choice.find_elements("tag name", "option")}
+    assert list(options) == ["all", "bf16", "fp8"]
+    options["fp8"].click()
+    shown = page.execute_script(caches)
+    assert shown == [cache for cache in everything if "fp8" in cache]
+    assert set(shown) == {"fp8", "bf16 and fp8"}
+
+
+WIDE = """
+document.querySelectorAll('details').forEach(each => each.open = true)
+return [...document.querySelectorAll('.wide')].map(each => [
+  each.scrollWidth > each.clientWidth,
+  getComputedStyle(each.previousElementSibling, '::after').content.includes('sideways'),
+])
+"""
+
+
+def test_a_wide_table_is_whole_on_a_desktop_and_a_phone_says_that_it_scrolls(page):
+    for size, beyond in ((DESKTOP, False), (PHONE, True)):
+        rendered_at(page, size)
+        tables = page.execute_script(WIDE)
+        assert len(tables) == 4  # two benchmarks, machine code, sparse attention
+        assert tables == [[beyond, beyond]] * 4
+
+
 def test_a_phone_sorts_and_filters_by_the_controls_above_the_cards(page):
     rendered_at(page, PHONE)
     everything = shown(page, 1)

@@ -35,7 +35,7 @@ function filter(table, controls) {
   let shown = 0;
   for (const row of table.tBodies[0].rows) {
     const text = row.textContent.toLowerCase();
-    const fits = chosen.every(([i, value]) => row.cells[i].textContent.trim().startsWith(value));
+    const fits = chosen.every(([i, value]) => row.cells[i].firstChild?.textContent.trim().split(" and ").includes(value));
     row.hidden = !(fits && words.every((word) => text.includes(word)));
     shown += row.hidden ? 0 : 1;
   }

@@ -26,6 +26,11 @@ from patchset.diff import blob_id
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = f"overlay/{series.OVERLAY}"
 MACHINE_CODE, HIP_SOURCE = "tests/kernels/machine_code.py", "tests/kernels/hip_source.py"
+SPEED = (
+    "speed",
+    "throughput",
+    "throughput_cli",
+)  # of ci/regression what ci/throughput.py has alone
 LAUNCHES = ("tests/engine/launches.py", "tests/engine/cases.py")
 # A ROCm image's aiter is called amd-aiter, a wheel's aiter.
 PACKAGES = (
@@ -152,9 +157,20 @@ def of_slug(slug: str, house: Path = ROOT, release: str = "*") -> set[str]:
     return modules_of(slug, house) | patches_of(slug, house, release)
 
 
+def of_served(house: Path = ROOT) -> set[str]:
+    """What judges real servers, beside the slugs: ci/gsm8k.py, the toys, how these are served."""
+    judges = [path for path in house.glob("ci/regression/*.py") if path.stem not in SPEED]
+    toys = [house / f"tests/regression/{name}.py" for name in ("__main__", "served", "toy")]
+    toys += [*house.glob("tests/regression/serving/*.py"), house / "tests/engine/checkpoints.py"]
+    return {path.relative_to(house).as_posix() for path in (*judges, *toys)}
+
+
 def digest_of(slugs: Iterable[str], house: Path = ROOT) -> str:
     """One short name for all that slugs are made of, where a row has no room for a key."""
-    files = set().union(*(of_slug(slug, house) for slug in slugs))
+    return digest(set().union(*(of_slug(slug, house) for slug in slugs)), house)
+
+
+def digest(files: Iterable[str], house: Path = ROOT) -> str:
     blobs = "".join(f"{path}\0{_blob(house / path)}\n" for path in sorted(files))
     return hashlib.sha256(blobs.encode()).hexdigest()[:16]
 

@@ -5,7 +5,8 @@
     python3 tools/evidence.py --json    the same for machines
 
 Evidence is stale for a slug when a file that decided it has changed, or the pinned compiler of
-machine code: see tests/evidence_key.py; comparisons of servers, when their release's patch set has.
+machine code: see tests/evidence_key.py; comparisons of servers, when their release's patch set has;
+faults behind real servers, also when what judges these has.
 A file without a key cannot be judged and counts as stale.
 Exit codes: 0 all fresh, 1 some stale, 2 wrong usage.
 """
@@ -27,7 +28,7 @@ from patchset.errors import Refused  # noqa: E402
 from tests import evidence_key  # noqa: E402
 
 HOW = {
-    "tests": "ci/test -- --evidence=evidence",
+    "tests": "ci/test -- --evidence=evidence, then ci/test --long with the same",
     "aot": "python3 -m tests.kernels.machine_code",
     "tilelang": "python3 -m tests.kernels.hip_source",
     "launches": "python3 -m tests.engine.launches",
@@ -91,7 +92,7 @@ class Evidence:
                 (slugs_of(row), row.get("digest")) for row in self.rows if slug in slugs_of(row)
             }
             fresh = all(evidence_key.digest_of(slugs, self.house) == then for slugs, then in kept)
-            return [] if fresh else [f"digest of {slug}"]
+            return [f"digest of {slug}"] * (not fresh) + self._judge()
         if self.subject in COMPARISONS:
             compared = self.content["configuration"]
             now = series.load(self.house).releases.get(compared["release"])
@@ -102,6 +103,14 @@ class Evidence:
         changed = evidence_key.changed(self.key, self.house, self._files(slug, release))
         compiler = COMPILERS.get(self.subject)
         return changed + (evidence_key.outdated(self.key, compiler, self.house) if compiler else [])
+
+    def _judge(self) -> list[str]:
+        """What judged rows of real servers and is another now; a fault is judged by any test."""
+        if self.subject != "regression-faults":
+            return []
+        now = evidence_key.digest(evidence_key.of_served(self.house), self.house)
+        same = all(row.get("judged_by") == now for row in self.rows)
+        return [] if same else ["what judges real servers"]
 
     def _files(self, slug: str, release: str) -> set[str]:
         """The files that decide this evidence about a slug."""

@@ -21,6 +21,7 @@ if str(HOUSE) not in sys.path:
 
 from patchset import series  # noqa: E402  # the folder above is put on the path first
 from patchset.errors import Refused  # noqa: E402
+from tests import evidence_key  # noqa: E402
 from tools import evidence, tables  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -56,6 +57,7 @@ def page(house: Path) -> str:
         runs=runs(house, patches),
         faults=faults(house, patches),
         served=served(house),
+        long=long_tests(house),
         files=judged,
         stale=sum(not each["fresh"] for each in judged),
         amd=amd(house),
@@ -342,6 +344,16 @@ def served(house: Path) -> list[dict]:
         row | {"stale": any(kept.changed(slug) for slug in row["slugs"])}
         for kept in evidence.load(house, "regression-faults.json")
         for row in kept.rows
+    ]
+
+
+def long_tests(house: Path) -> list[dict]:
+    """What `ci/test --long` showed. A row is of no one slug: any change makes it stale."""
+    return [
+        row | {"device": kept.device, "stale": bool(evidence_key.changed(kept.key, house))}
+        for kept in evidence.load(house, "tests.*.json")
+        for row in kept.rows
+        if row.get("selection") == "long"
     ]
 
 

@@ -34,6 +34,7 @@ def row(model: Model, fault: Fault | None, result: dict) -> dict:
         "verdict": result["verdict"],
         "expected": "REGRESSION" if fault else "PASS",
         "digest": evidence_key.digest_of(model.slugs),
+        "judged_by": evidence_key.digest(evidence_key.of_served()),
     }
 
 

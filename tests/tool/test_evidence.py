@@ -20,9 +20,10 @@ def house(tmp_path):
     """A checkout whose evidence is one measurement of layernorm, made now."""
     for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci", "tests/kernels"):
         shutil.copytree(HOUSE / folder, tmp_path / folder)
-    for folder in ("tests/engine", "evidence"):
-        (tmp_path / folder).mkdir()
-    for file in ("tests/__init__.py", "tests/evidence_key.py", *evidence_key.LAUNCHES):
+    (tmp_path / "evidence").mkdir()
+    harness = {"tests/__init__.py", "tests/evidence_key.py", *evidence_key.LAUNCHES}
+    for file in harness | evidence_key.of_served():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HOUSE / file, tmp_path / file)
     key = evidence_key.key("Invented GPU", evidence_key.of_bench("layernorm"))
     kept = {"key": key, "rows": [{"tokens": 8192, "ours_us": 2.0, "floor_us": 1.0}]}
@@ -153,11 +154,25 @@ def test_evidence_without_a_key_is_not_taken_for_fresh(house):
 )
 def test_a_fault_speaks_of_the_slugs_as_they_were(house, subject, about):
     digest = evidence_key.digest_of(about.get("slugs", ["indexer"]))
+    judge = evidence_key.digest(evidence_key.of_served())
+    row = {"fault": "a fault", "digest": digest, "judged_by": judge} | about
     path = house / f"evidence/{subject}.json"
-    path.write_text(json.dumps([{"fault": "a fault", "digest": digest} | about]))
+    path.write_text(json.dumps([row]))
     assert all(row["fresh"] for row in evidence.judgements(house))
     append(house, "indexer")
     assert stale(house, subject, "indexer") == ["digest of indexer"]
+
+
+@pytest.mark.parametrize("path", ["ci/regression/decide.py", "tests/regression/toy.py"])
+def test_a_verdict_on_real_servers_ages_with_what_judged_it(house, path):
+    row = {"slugs": ["indexer"], "digest": evidence_key.digest_of(["indexer"])}
+    row["judged_by"] = evidence_key.digest(evidence_key.of_served())
+    kept = house / "evidence/regression-faults.json"
+    kept.write_text(json.dumps([row]))
+    edit(house, "ci/regression/throughput.py", "", "\n# changed\n")
+    assert stale(house, "regression-faults", "indexer") == []
+    edit(house, path, "", "\n# changed\n")
+    assert stale(house, "regression-faults", "indexer") == ["what judges real servers"]
 
 
 @pytest.mark.parametrize("kind", ["gsm8k", "throughput"])

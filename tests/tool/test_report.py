@@ -69,8 +69,8 @@ def house(tmp_path_factory):
     for kept in ("aot", "tilelang", "launches", "seeded-faults", "tests"):
         for file in (HOUSE / "evidence").glob(f"{kept}.*"):
             shutil.copy(file, house / "evidence")
-    (house / "tests").mkdir()
-    for file in ("tests/__init__.py", "tests/evidence_key.py"):
+    for file in {"tests/__init__.py", "tests/evidence_key.py"} | evidence_key.of_served():
+        (house / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HOUSE / file, house / file)
     for slug, module, works in (
         ("rope_kv_store", "rope_kv_store_kernel", ("all layers", "sliding window")),
@@ -103,6 +103,7 @@ def house(tmp_path_factory):
         "verdict": "INCONCLUSIVE",
         "expected": "REGRESSION",
         "digest": evidence_key.digest_of(["indexer"]),
+        "judged_by": evidence_key.digest(evidence_key.of_served()),
     }
     (house / "evidence/regression-faults.json").write_text(json.dumps([missed]))
     return house
@@ -188,6 +189,23 @@ def test_a_fault_that_real_servers_did_not_show_is_marked(text):
     row = next(row for row in rows if "a fault that nobody found" in row)
     assert '<span class="badge bad">INCONCLUSIVE' in row
     assert "stale" not in row
+
+
+def test_tests_that_take_minutes_are_told_with_what_became_of_them(text, other):
+    assert "Not run yet: <code>ci/test --long" in text
+    row = {"layer": "regression", "subject": "end_to_end", "release": "any", "arch": "any"}
+    row |= {"passed": 8, "skipped": 0, "selection": "long"}
+    key = evidence_key.key("cpu", evidence_key.everything() | evidence_key.of_served())
+    (other / "evidence/tests.cpu.json").write_text(json.dumps({"key": key, "rows": [row]}))
+
+    def told():
+        rows = re.findall(r"<tr>.*?</tr>", report.page(other).partition("by themselves")[2], re.S)
+        return next(row for row in rows if "regression/test_end_to_end.py" in row)
+
+    assert '<span class="badge good">8</span>' in told()
+    decide = other / "ci/regression/decide.py"
+    decide.write_text(decide.read_text() + "\n# changed\n")
+    assert '<span class="badge old">8</span> <span class="badge old">stale</span>' in told()
 
 
 def test_a_case_that_upstream_refuses_is_told_as_that(other):

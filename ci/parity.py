@@ -7,9 +7,10 @@
 Four arms on one checkpoint, one after the other: the release, twice in one server, which shows what
 repeating it changes; the patched tree with every slug off, which must not differ by more than that;
 and the patched tree. Greedy tokens may part only where the release itself was undecided between two
-tokens, and until then each token's log-probability must agree. A release that repeats itself with
-more than roundings between can vouch for nothing, nor can arms that part after a few tokens: that
-is INCONCLUSIVE.
+tokens, and until then each token's log-probability must agree, and all of them on average by much
+more: roundings move a few tokens far, a fault in a model that is sure of nothing moves all of them
+a little. A release that repeats itself with more than roundings between can vouch for nothing, nor
+can arms that part after a few tokens: that is INCONCLUSIVE.
 
 Exit codes: 0 alike, 1 apart, 2 wrong usage or refused, 3 inconclusive, 4 an arm did not run.
 """
@@ -65,7 +66,7 @@ def main() -> int:
         return ALIKE
     pristine = trees.pristine_tree(release)
     patched = given.patched_tree or trees.patched_tree(release)
-    texts = prompts(pristine, given.longest)
+    asked = given.prompts or prompts(pristine, given.longest)
     arms = {
         "pristine": (pristine, {}, (*flags, *chosen.pristine), 2),
         "off": (patched, {"SGLANG_ROCM_PATCHES": "0"}, (*flags, *chosen.pristine), 1),
@@ -77,7 +78,7 @@ def main() -> int:
         try:
             found[name] = run(
                 tree, platform, trees.packages(release), chosen.environment | switches,
-                flags=list(arguments), prompts=texts, steps=given.steps, rounds=rounds,
+                flags=list(arguments), prompts=asked, steps=given.steps, rounds=rounds,
             )  # fmt: skip
         except WorkerError as error:
             print(f"parity: the {name} arm did not run\n{error}", file=sys.stderr)
@@ -117,9 +118,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--longest", type=positive, default=max(LENGTHS), help="characters of a prompt"
     )
+    made.add_argument(
+        "--prompts", type=texts, metavar="F", help="a JSON list of texts; default: sglang's source"
+    )
     made.add_argument("--output", type=Path, default=Path("parity.json"))
     made.add_argument("--dry-run", action="store_true", help="show the server's flags")
     return made
+
+
+def texts(path: str) -> list[str]:
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    if not (isinstance(found, list) and found and all(isinstance(each, str) for each in found)):
+        raise argparse.ArgumentTypeError(f'{path}: no JSON list of texts, as ["one", "another"]')
+    return found
 
 
 def flags_of(chosen: Preset, given: argparse.Namespace) -> list[str]:
@@ -147,15 +161,18 @@ def run(tree, platform, packages, environment, **inputs) -> dict:
 
 def compare(found: dict[str, dict], expected: list[str]) -> dict:
     """The verdict over what the arms gave, with every reason against it."""
-    from tests.tolerances import LOGPROB
+    from tests.tolerances import LOGPROB, LOGPROB_ON_AVERAGE
 
     first, again = ((found["pristine"], i) for i in range(2))
-    noise, repeated, _ = departures(first, again, LOGPROB)
+    noise, differences = departures(first, again, LOGPROB, LOGPROB_ON_AVERAGE)
+    measured = {"repeated": measures(differences)}
     # What repeating the release changes is no fault of a patch; without that, LOGPROB is allowed.
-    bound = max(LOGPROB, 2 * repeated)
-    measured, compared, apart = {"repeated": repeated}, {}, []
-    for arm, allowed in (("off", 2 * repeated), ("patched", bound)):
-        departed, measured[arm], compared[arm] = departures(first, (found[arm], 0), allowed)
+    repeated = [2 * measured["repeated"][name] for name in ("largest", "average")]
+    bounds = [max(LOGPROB, repeated[0]), max(LOGPROB_ON_AVERAGE, repeated[1])]
+    compared, apart = {}, []
+    for arm, allowed in (("off", repeated), ("patched", bounds)):
+        departed, differences = departures(first, (found[arm], 0), *allowed)
+        measured[arm], compared[arm] = measures(differences), len(differences)
         apart += [f"{arm}: {each}" for each in departed]
     slugs = found["patched"]["slugs"] or {}
     inactive = {slug: slugs.get(slug, {}).get("state") for slug in expected}
@@ -173,8 +190,8 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
     return {
         "verdict": verdict,
         "reasons": wrong or unsure,
-        "bound": bound,
-        "largest_difference": measured,
+        "bounds": dict(zip(("largest", "average"), bounds, strict=True)),
+        "differences": measured,
         "compared": compared,
         "tokens": tokens,
         "prompts": len(found["patched"]["tokens"][0]),
@@ -182,17 +199,22 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
     }
 
 
+def measures(differences: list[float]) -> dict[str, float]:
+    average = sum(differences) / len(differences) if differences else 0.0
+    return {"largest": max(differences, default=0.0), "average": average}
+
+
 def departures(
-    one: tuple[dict, int], other: tuple[dict, int], bound: float
-) -> tuple[list[str], float, int]:
-    """Where `other` is farther from `one` than rounding explains, in words; the largest difference
-    that it does explain; how many tokens were compared.
+    one: tuple[dict, int], other: tuple[dict, int], bound: float, on_average: float
+) -> tuple[list[str], list[float]]:
+    """Where `other` is farther from `one` than rounding explains, in words; the difference of each
+    token that was compared and for which it may.
 
     Each is an arm's result and the round of it. Up to the first other token the log-probabilities
     must agree; there, `one` must have been undecided: its two likeliest no farther apart than what
     both arms' roundings together may move.
     """
-    reasons, largest, compared = [], 0.0, 0
+    reasons, differences = [], []
     (left, i), (right, j) = one, other
     for prompt, (a, b) in enumerate(zip(left["tokens"][i], right["tokens"][j], strict=True)):
         for step, (x, y) in enumerate(zip(a, b, strict=True)):
@@ -207,8 +229,11 @@ def departures(
                 where = f"prompt {prompt}, token {step}"
                 reasons.append(f"{where}: {difference:.3g} nats apart, {bound:.3g} allowed")
                 break
-            largest, compared = max(largest, difference), compared + 1
-    return reasons, largest, compared
+            differences.append(difference)
+    if not (average := measures(differences)["average"]) <= on_average:
+        over = f"on average over {len(differences)} tokens"
+        reasons.append(f"{average:.3g} nats apart {over}, {on_average:.3g} allowed")
+    return reasons, differences
 
 
 if __name__ == "__main__":

@@ -2,16 +2,20 @@
 
 import copy
 import json
+import random
 import shutil
+import subprocess
 import sys
 
 import pytest
 
 from ci import parity
 from tests.engine.checkpoints import VOCABULARY, checkpoint
+from tests.faults.fault import house_with
 from tests.platform import trees
 from tests.platform.process import WorkerError
 from tests.platform.value import Platform
+from tests.regression import served, toy
 
 STEPS = 4
 
@@ -47,7 +51,9 @@ def test_arms_that_are_alike_pass(found):
     shifted(found["patched"], 0, 1, 0.05)
     result = parity.compare(found, ["indexer"])
     assert (result["verdict"], result["reasons"]) == ("PASS", [])
-    assert result["largest_difference"] == {"repeated": 0, "off": 0, "patched": pytest.approx(0.05)}
+    none = {"largest": 0, "average": 0}
+    moved = {"largest": pytest.approx(0.05), "average": pytest.approx(0.05 / 8)}
+    assert result["differences"] == {"repeated": none, "off": none, "patched": moved}
 
 
 def test_tokens_may_part_at_a_near_tie_and_nowhere_else(found):
@@ -65,6 +71,24 @@ def test_tokens_may_part_at_a_near_tie_and_nowhere_else(found):
 def test_the_same_tokens_with_other_probabilities_are_apart(nats, found):
     shifted(found["patched"], 1, 1, nats)
     assert parity.compare(found, ["indexer"])["verdict"] == "FAIL"
+
+
+def all_shifted(arm: dict, nats: float) -> None:
+    for prompt in range(2):
+        for step in range(STEPS):
+            shifted(arm, prompt, step, nats if step % 2 else -nats)
+
+
+def test_tokens_that_are_all_a_little_off_are_apart(found):
+    """What a double rotation does to a model that is sure of nothing."""
+    all_shifted(found["patched"], 0.09)
+    result = parity.compare(found, ["indexer"])
+    assert result["verdict"] == "FAIL"
+    assert result["reasons"] == ["patched: 0.09 nats apart on average over 8 tokens, 0.05 allowed"]
+    all_shifted(found["pristine"], 0.048)  # the second round: twice of it is allowed
+    assert parity.compare(found, ["indexer"])["verdict"] == "PASS"
+    all_shifted(found["pristine"], 0.048)
+    assert parity.compare(found, ["indexer"])["verdict"] == "INCONCLUSIVE"
 
 
 def test_a_release_that_repeats_itself_allows_its_switched_off_patches_nothing(found):
@@ -158,6 +182,8 @@ def test_a_slug_that_the_model_does_not_run_is_refused(monkeypatch, tmp_path, ca
         (("--slugs", "indexer,indexes"), "'indexes' in no patch of 0.5.10.post1"),
         (("--server-args", "'x"), "No closing quotation"),
         (("--steps", "0"), "0: at least 1"),
+        (("--prompts", "README.md"), "README.md: Expecting value"),
+        (("--prompts", "evidence/tests.cpu.json"), "no JSON list of texts"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments, sentence, monkeypatch, tmp_path, capsys):
@@ -178,18 +204,51 @@ def test_a_model_that_the_release_cannot_start_is_refused_with_one_that_it_can(
     assert "deepseek-v3.2 runs the same slugs" in said
 
 
+SMALL = (
+    "--tp 1 --disable-cuda-graph --max-running-requests 8 --max-total-tokens 2048 "
+    "--context-length 256 --sampling-backend pytorch --grammar-backend none --dtype bfloat16 "
+    "--skip-server-warmup --log-level error --random-seed 0"
+)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_three_real_engines_are_alike_and_one_that_rotates_twice_is_apart(tmp_path):
+    """The whole command; a model that is trained to answer, asked what its answer depends on."""
+    numbers = random.Random(3)
+    asked = [toy.text([toy.problem(numbers) for _ in range(6)]) for _ in range(8)]
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps([text.rpartition(toy.ANSWER)[0] for text in asked]))
+
+    def compared(name: str, *further: str):
+        output = tmp_path / f"{name}.json"
+        given = ["--preset", "qwen3-moe", "--release", "0.5.10.post1", "--output", output]
+        given += ["--platform", "cpu", "--arch", "gfx942", "--model", toy.toy("qwen3-moe").path]
+        given += ["--prompts", questions, "--steps", "2", "--server-args", SMALL]  # "#### 7"
+        command = [sys.executable, trees.ROOT / "ci/parity.py", *given, *further]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert output.exists(), done.stderr
+        return done.returncode, json.loads(output.read_text())
+
+    code, found = compared("right")
+    assert (code, found["verdict"], found["reasons"]) == (parity.ALIKE, "PASS", [])
+    assert found["differences"]["off"] == {"largest": 0, "average": 0}
+    assert found["compared"]["patched"] == found["tokens"] == 16
+    [fault] = served.FAULTS["qwen3-moe"]
+    with house_with(fault) as house:
+        code, found = compared("faulty", "--patched-tree", str(house.tree))
+    assert (code, found["verdict"]) == (parity.APART, "FAIL")
+    assert all(reason.startswith("patched: prompt ") for reason in found["reasons"])
+
+
 @pytest.mark.slow
 def test_an_arm_is_a_real_engine_with_the_presets_flags(tmp_path):
     model = tmp_path / "model"
     shutil.copytree(checkpoint("qwen3-moe").path, model)
     _bytes_for_tokens(model)
-    small = (
-        "--tp 1 --disable-cuda-graph --max-running-requests 4 --max-total-tokens 512 "
-        "--context-length 256 --sampling-backend pytorch --grammar-backend none --dtype bfloat16 "
-        "--skip-server-warmup --log-level error --random-seed 0"
-    )
     asked = ["--preset", "qwen3-moe", "--release", "0.5.10.post1", "--model", str(model)]
-    given = parity.parser().parse_args([*asked, "--server-args", small])
+    given = parity.parser().parse_args([*asked, "--server-args", SMALL])
     chosen = parity.preset(given.preset, given.release, "gfx942")
     result = parity.run(
         trees.patched_tree(given.release), Platform("cpu", "gfx942"), None, chosen.environment,

@@ -107,6 +107,9 @@ def build(name: str, path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
+    # So small a model gains nothing by more, and loses most of its time to them where the other
+    # cores are busy, as with pytest-xdist's workers.
+    torch.set_num_threads(1)
     config = AutoConfig.for_model(dtype=torch.float32, **TOYS[name])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     words = tokenizer()

@@ -1,14 +1,15 @@
 """The HIP source that TileLang writes of our sparse attention, in every form real models select.
 
-    python3 -m tests.kernels.hip_source    into evidence/tilelang.gfx942.json and .gfx950.json
+    python3 -m tests.kernels.hip_source [ARCH]    into evidence/tilelang.gfx942.json and .gfx950.json
 
-Needs TileLang, of a build that writes HIP source; no GPU and no ROCm. Registers are for the
-compiler of the source to tell, and nothing here holds them to a number; what the source says is
-here: LDS, the widths of what is read from memory, 64-bit addresses, the matrix instructions, the
-conversion; beside those of upstream's kernel for the first call of a form. `problems` is the gate
-that test_nsa_fp8_kv_sparse_mla.py holds every row to.
+Needs TileLang, of a build that writes HIP source, and the HIP compiler of hip_compiler.py; no GPU.
+The source says LDS, the widths of what is read from memory, 64-bit addresses, the matrix
+instructions, the conversion, and the compiler registers, spills and scratch; beside them those of
+upstream's kernel for the first call of a form. `problems` is the gate that
+test_nsa_fp8_kv_sparse_mla.py holds every row to.
 """
 
+import argparse
 import functools
 import json
 import re
@@ -31,7 +32,8 @@ from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa:
 from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles  # noqa: E402
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
-from tests.kernels import real_calls  # noqa: E402
+from tests.kernels import hip_compiler, real_calls  # noqa: E402
+from tests.kernels.aot import CompilationError  # noqa: E402
 
 SLUG = "nsa-fp8-kv"
 ARCHS = ("gfx942", "gfx950")
@@ -96,6 +98,7 @@ def row(arch: str, name: str, settings: dict, calls: list[dict]) -> dict:
     caches = list(dict.fromkeys(call["cache_dtype"] for call in calls))
     combines = name == "sparse_mla_combine"
     program = combine(**settings) if combines else partial(settings)
+    threads = settings.get("threads", settings["d_v"] // 4)
     return {
         "slug": SLUG,
         "kernel": name,
@@ -105,10 +108,30 @@ def row(arch: str, name: str, settings: dict, calls: list[dict]) -> dict:
         "heads": settings["heads"],
         "splits": settings["splits"],
         "keys": settings.get("keys", "–"),
-        "threads": settings.get("threads", settings["d_v"] // 4),
-        **told(*lowered(arch, program)),
+        "threads": threads,
+        **said(arch, program, threads),
         "upstream": upstream(arch, name, settings["heads"], calls[0]),
     }
+
+
+def said(arch: str, program, threads: int) -> dict:
+    """What its source and its compiler say of a program."""
+    source, lds = lowered(arch, program)
+    code = hip_compiler.compile(source, arch, lds, threads)
+    return told(source, lds) | {
+        "vgprs": code.vgpr_count,
+        "spills": code.vgpr_spill_count + code.sgpr_spill_count,
+        "scratch": code.private_segment_fixed_size,
+    }
+
+
+def waves(arch: str, row: dict) -> tuple[int, int]:
+    """How many waves of a program that has LDS its registers, and its LDS, leave a compute unit.
+
+    Four SIMDs, each with 512 registers a lane, in steps of 8, and eight waves.
+    """
+    by_registers = 4 * min(8, 512 // (-(-max(row["vgprs"], 1) // 8) * 8))
+    return by_registers, sparse_mla.CHIPS[arch].lds // row["lds"] * row["threads"] // 64
 
 
 def told(source: str, lds: int) -> dict:
@@ -141,7 +164,14 @@ def problems(arch: str, row: dict) -> Iterator[str]:
         yield "an address computed in 32 bits"
     if not row["e4m3"]:
         yield "e4m3 in software"
-    if not combines and not all("16x16x16" in name for name in row["matrix_instructions"]):
+    if row["spills"] or row["scratch"]:
+        yield f"{row['spills']} spills, {row['scratch']} bytes of scratch a lane"
+    if combines:
+        return
+    by_registers, by_lds = waves(arch, row)
+    if by_registers < by_lds:
+        yield f"{row['vgprs']} registers leave {by_registers} waves, LDS {by_lds}"
+    if not all("16x16x16" in name for name in row["matrix_instructions"]):
         yield f"products by {row['matrix_instructions']}"
 
 
@@ -178,26 +208,39 @@ def upstream(arch: str, name: str, heads: int, call: dict) -> dict:
 @functools.cache
 def _lowered(arch: str, program: str, sizes: tuple, settings: tuple) -> dict:
     builder = getattr(real_calls.upstream(UPSTREAM, arch), program)
-    said = told(*lowered(arch, builder.get_tir(*sizes, **dict(settings))))
-    del said["e4m3"]  # its FP8 products take the bytes as they are
-    return said | {"threads": dict(settings)["threads"]}
+    threads = dict(settings)["threads"]
+    found = said(arch, builder.get_tir(*sizes, **dict(settings)), threads)
+    del found["e4m3"]  # its FP8 products take the bytes as they are
+    return found | {"threads": threads}
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.kernels.hip_source", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("arch", nargs="?", choices=ARCHS, help="default: both")
+    only = parser.parse_args().arch
     if not writes_hip():
         print(f"hip_source: this build of TileLang {tilelang.__version__} writes no HIP source")
         return 1
-    key = evidence_key.key("none", evidence_key.of_hip_source())
-    for arch in ARCHS:
-        rows = []
-        for name, settings, calls in forms(arch):
-            rows.append(row(arch, name, settings, calls))
-            print(arch, name, json.dumps(settings), *problems(arch, rows[-1]), flush=True)
-        lines = ",\n  ".join(json.dumps(each) for each in rows)
-        evidence(arch).write_text(
-            f'{{\n "key": {json.dumps(key | {"arch": arch})},\n "rows": [\n  {lines}\n ]\n}}\n'
-        )
+    try:
+        key = evidence_key.key("none", evidence_key.of_hip_source())
+        key |= {"compiler": f"clang {hip_compiler.version()}"}
+        for arch in [only] if only else ARCHS:
+            write(arch, key | {"arch": arch})
+    except CompilationError as error:
+        print(f"hip_source: {error}")
+        return 1
     return 0
+
+
+def write(arch: str, key: dict) -> None:
+    rows = []
+    for name, settings, calls in forms(arch):
+        rows.append(row(arch, name, settings, calls))
+        print(arch, name, json.dumps(settings), *problems(arch, rows[-1]), flush=True)
+    lines = ",\n  ".join(json.dumps(each) for each in rows)
+    evidence(arch).write_text(f'{{\n "key": {json.dumps(key)},\n "rows": [\n  {lines}\n ]\n}}\n')
 
 
 def evidence(arch: str) -> Path:

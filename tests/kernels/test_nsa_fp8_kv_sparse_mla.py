@@ -11,7 +11,8 @@ from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla as sparse_mla  # noqa:
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine  # noqa: E402
 
 from tests import evidence_key  # noqa: E402
-from tests.kernels import hip_source  # noqa: E402
+from tests.kernels import hip_compiler, hip_source  # noqa: E402
+from tests.kernels.aot import CompilationError  # noqa: E402
 from tests.platform.tensors import poisoned  # noqa: E402
 from tests.references import nsa_fp8_kv_sparse_mla as reference  # noqa: E402
 from tests.tolerances import BF16_STEPS, assert_close  # noqa: E402
@@ -174,10 +175,48 @@ def test_hip_source_stays_in_the_lds_and_loads_16_bytes(arch, fp8, heads, tokens
 @pytest.mark.parametrize("arch", HIP)
 def test_hip_source_of_the_combination_uses_no_lds(arch):
     said = hip_source.told(*lowered(arch, combine(heads=16, d_v=512, splits=64)))
-    row = said | {"kernel": "sparse_mla_combine"}
+    registers = {"threads": 128, "vgprs": 128, "spills": 0, "scratch": 0}
+    row = said | registers | {"kernel": "sparse_mla_combine"}
     assert not list(hip_source.problems(arch, row))
-    for fault in ({"lds": 4}, {"cache_loads": [2]}, {"addresses_64_bit": False}):
-        assert list(hip_source.problems(arch, row | fault))
+    faults = {"lds": 4, "cache_loads": [2], "addresses_64_bit": False}
+    for name, value in (faults | {"spills": 1, "scratch": 4}).items():
+        assert list(hip_source.problems(arch, row | {name: value})), name
+
+
+@pytest.mark.parametrize(("threads", "vgprs", "enough"), [(128, 512, True), (512, 264, False)])
+def test_registers_must_leave_the_waves_that_the_lds_does(threads, vgprs, enough):
+    resources = {"lds": 60 << 10, "threads": threads, "vgprs": vgprs, "spills": 0, "scratch": 0}
+    row = resources | {
+        "kernel": "sparse_mla_partial",
+        "cache_loads": [16],
+        "addresses_64_bit": True,
+        "e4m3": True,
+        "matrix_instructions": ["mfma_f32_16x16x16f16"],
+    }
+    assert (not list(hip_source.problems("gfx942", row))) == enough
+
+
+def test_the_compiler_of_hip_is_asked_for_its_registers(tmp_path, monkeypatch):
+    """By a stand-in, which writes what clang would at the end of its assembly."""
+    counts = {"vgpr_count": 241, "agpr_count": 0, "sgpr_count": 30, "private_segment_fixed_size": 8}
+    counts |= {"vgpr_spill_count": 3, "sgpr_spill_count": 0}
+    metadata = "\n".join(f"    .{name}: {count}" for name, count in counts.items())
+    stand_in = tmp_path / "hipcc"
+    stand_in.write_text(
+        f"#!/bin/sh\nwhile [ $# -gt 1 ]; do [ $1 = -o ] && out=$2; shift; done\n"
+        f"grep -q broken $1 && {{ echo 'error: broken' >&2; exit 1; }}\n"
+        f"cat > $out <<END\n{metadata}\nEND\n"
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("HIPCC", str(stand_in))
+    code = hip_compiler.compile("whole", "gfx942", 57536, 128)
+    assert {name: getattr(code, name) for name in counts} == counts
+    assert (code.lds, code.warps) == (57536, 2)
+    with pytest.raises(CompilationError, match="gfx942: error: broken"):
+        hip_compiler.compile("broken", "gfx942", 57536, 128)
+    monkeypatch.setenv("HIPCC", str(tmp_path / "missing"))
+    with pytest.raises(CompilationError, match="missing was not found; run this in a ROCm image"):
+        hip_compiler.compile("whole", "gfx942", 57536, 128)
 
 
 @pytest.mark.aot

@@ -171,6 +171,6 @@ SELECTED_FROM_TRANSFORMERS = 0.9
 # whole nats.
 LOGPROB = 0.25
 # The same on average over all tokens. Through whole engines, a trained toy and random weights: a
-# hundredth with patches that are right, 0.14 with a double rotation and random weights, where
-# hardly a token moves by more than LOGPROB.
+# hundredth with patches that are right, 0.14 with a double rotation and random weights, where few
+# tokens move by more than LOGPROB.
 LOGPROB_ON_AVERAGE = 0.05

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests import evidence_key
 from tests.faults.fault import Fault
 from tests.platform.trees import ROOT
-from tests.regression.served import ARCH, FAULTS, MODELS, RELEASE, Model, both, judge
+from tests.regression.served import ARCH, FAULTS, MODELS, Model, both, judge
 
 EVIDENCE = ROOT / "evidence" / "regression-faults.json"
 
@@ -27,7 +27,7 @@ def row(model: Model, fault: Fault | None, result: dict) -> dict:
         "model": model.name,
         "fault": fault and fault.name,
         "slugs": list(model.slugs),
-        "release": RELEASE,
+        "release": model.release,
         "arch": ARCH,
         "questions": found["questions"],
         **accuracy,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ci.regression.comparison import HOUSE, add_arguments, from_arguments
@@ -19,14 +19,10 @@ from ci.regression.presets import PRESETS
 from ci.regression.servers import serving
 from tests.faults import table
 from tests.faults.fault import Fault, house_with
-from tests.platform.trees import ROOT, patched_tree, pristine_tree
+from tests.platform.trees import ROOT, packages, patched_tree, pristine_tree
 from tests.regression.toy import NSA_SHOTS, toy
 
-RELEASE, ARCH = Fault.release, Fault.arch
-LAUNCHER = (
-    f"{{python}} -m tests.platform.run --tree {{tree}} --platform cpu --arch {ARCH} "
-    "tests/regression/serving/launch_server.py"
-)
+ARCH = Fault.arch
 SMALL = (
     "--disable-cuda-graph --sampling-backend pytorch --grammar-backend none --dtype bfloat16 "
     "--max-running-requests 32 --max-total-tokens 8192 --mem-fraction-static 0.5 "
@@ -40,25 +36,37 @@ MANY, MARGIN = 100, 3
 
 @dataclass(frozen=True)
 class Model:
-    name: str  # of the toy
+    name: str
+    toy: str
     preset: str
     context: int = 512
     shots: int = 5
     pristine: str = ""  # flags of the pristine server alone
+    release: str = Fault.release
+
+    @property
+    def launcher(self) -> str:
+        older = packages(self.release)
+        own = f"env PYTHONPATH={older} " if older else ""
+        emulated = f"{{python}} -m tests.platform.run --tree {{tree}} --platform cpu --arch {ARCH} "
+        return own + emulated + "tests/regression/serving/launch_server.py"
 
     @property
     def slugs(self) -> tuple[str, ...]:
         return PRESETS[self.preset].slugs
 
 
+QWEN = Model("qwen3-moe", "qwen3-moe", "qwen3-moe")
 MODELS = {
     model.name: model
     for model in (
         # Its FP8 cache has scales, with which upstream's decode is wrong: so the pristine arm runs
         # without FP8, as it does wherever upstream cannot run what the patches make possible.
-        Model("minimax-m2", "minimax-m2.5", pristine="--kv-cache-dtype auto"),
-        Model("qwen3-moe", "qwen3-moe"),
-        Model("glm-5", "glm-5", 4096, NSA_SHOTS),
+        Model("minimax-m2", "minimax-m2", "minimax-m2.5", pristine="--kv-cache-dtype auto"),
+        QWEN,
+        # The one of these that the transformers of 0.5.9 knows.
+        replace(QWEN, name="0.5.9-qwen3-moe", release="0.5.9"),
+        Model("glm-5", "glm-5", "glm-5", 4096, NSA_SHOTS),
     )
 }
 KNOWN = {fault.name: fault for fault in table.FAULTS}
@@ -86,15 +94,16 @@ FAULTS = {
         KNOWN["index keys go to the next token's slot"],
     ],
 }
+FAULTS["0.5.9-qwen3-moe"] = [replace(each, release="0.5.9") for each in FAULTS["qwen3-moe"]]
 
 
 def arguments(model: Model, patched: Path) -> list[str]:
     small = f"{SMALL} --context-length {model.context}"
     return [
-        *("--preset", model.preset, "--release", RELEASE, "--arch", ARCH, "--tp", "1"),
-        *("--model", str(toy(model.name).path), "--launcher", LAUNCHER),
+        *("--preset", model.preset, "--release", model.release, "--arch", ARCH, "--tp", "1"),
+        *("--model", str(toy(model.toy).path), "--launcher", model.launcher),
         *("--server-args", small, "--pristine-args", model.pristine),
-        *("--pristine-tree", str(pristine_tree(RELEASE)), "--patched-tree", str(patched)),
+        *("--pristine-tree", str(pristine_tree(model.release)), "--patched-tree", str(patched)),
     ]
 
 
@@ -103,12 +112,12 @@ def both(model: Model, work: Path) -> Iterator[dict[str, str]]:
     """The URL of each arm's server, the patched one with patches that are right."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    compared = from_arguments(parser.parse_args(arguments(model, patched_tree(RELEASE))))
+    compared = from_arguments(parser.parse_args(arguments(model, patched_tree(model.release))))
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as side_by_side:
 
         def start(arm):
             log = work / f"{arm.name}.log"
-            return stack.enter_context(serving(arm, LAUNCHER, work, log, START_SECONDS))
+            return stack.enter_context(serving(arm, model.launcher, work, log, START_SECONDS))
 
         found = list(side_by_side.map(start, compared.arms.values()))
         yield dict(zip(compared.arms, found, strict=True))
@@ -116,7 +125,8 @@ def both(model: Model, work: Path) -> Iterator[dict[str, str]]:
 
 def run(command: str, model: Model, output: Path, *further: str, patched: Path | None = None):
     """Exit code and result of ci/COMMAND."""
-    given = [*arguments(model, patched or patched_tree(RELEASE)), "--output", str(output), *further]
+    given = arguments(model, patched or patched_tree(model.release))
+    given += ["--output", str(output), *further]
     done = subprocess.run(
         [sys.executable, HOUSE / "ci" / command, "run", *given],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -128,7 +138,7 @@ def run(command: str, model: Model, output: Path, *further: str, patched: Path |
 
 def judge(model: Model, urls: dict[str, str], fault: Fault | None, output: Path):
     """Exit code and result of ci/gsm8k.py; a faulty server is started and ended by it."""
-    asked = ["--data", str(toy(model.name).data), "--shots", str(model.shots)]
+    asked = ["--data", str(toy(model.toy).data), "--shots", str(model.shots)]
     asked += ["--concurrency", "32", "--max-tokens", "2"]  # "#### 7": what follows is not asked for
     asked += ["--pristine-url", urls["pristine"]]
     if fault is None:

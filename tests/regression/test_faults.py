@@ -6,13 +6,13 @@ import pytest
 
 from tests.platform.trees import patched_tree
 from tests.regression.__main__ import EVIDENCE
-from tests.regression.served import FAULTS, RELEASE
+from tests.regression.served import FAULTS
 
 
 @pytest.mark.parametrize("model", FAULTS)
 def test_the_text_to_be_changed_is_there_once(model):
     for fault in FAULTS[model]:
-        text = (patched_tree(RELEASE) / fault.file).read_text()
+        text = (patched_tree(fault.release) / fault.file).read_text()
         assert fault.put_into(text) != text
 
 

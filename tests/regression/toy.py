@@ -119,6 +119,9 @@ def build(name: str, path: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(path)
     as_older_readers_expect(path / "config.json")
     words.save_pretrained(path)
+    settings = path / "tokenizer_config.json"  # the class by its name in the transformers of 0.5.9
+    told = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.write_text(json.dumps(told, indent=1))
     write_data(path / "data", FILLER if name == "glm-5" else 0)
     if name == "minimax-m2":
         add_kv_scales(path, **KV_SCALES)

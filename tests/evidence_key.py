@@ -26,11 +26,8 @@ from patchset.diff import blob_id
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = f"overlay/{series.OVERLAY}"
 MACHINE_CODE, HIP_SOURCE = "tests/kernels/machine_code.py", "tests/kernels/hip_source.py"
-SPEED = (
-    "speed",
-    "throughput",
-    "throughput_cli",
-)  # of ci/regression what ci/throughput.py has alone
+# Of ci/regression what ci/throughput.py has alone.
+SPEED = ("speed", "throughput", "throughput_cli")
 LAUNCHES = ("tests/engine/launches.py", "tests/engine/cases.py")
 # A ROCm image's aiter is called amd-aiter, a wheel's aiter.
 PACKAGES = (

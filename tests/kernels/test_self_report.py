@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -71,11 +74,41 @@ def test_the_switch_of_another_slug_changes_nothing(gpu, monkeypatch):
     assert Slug("layernorm").active
 
 
-def test_a_switch_that_is_neither_on_nor_off_is_an_error_that_names_it(gpu, monkeypatch):
+def test_a_switch_that_is_neither_on_nor_off_counts_as_off_and_is_told_once(
+    gpu, monkeypatch, caplog
+):
     gpu("gfx942")
     monkeypatch.setenv("SGLANG_ROCM_PATCHES", "maybe")
-    with pytest.raises(ValueError, match="SGLANG_ROCM_PATCHES='maybe': write 1"):
-        Slug("layernorm")
+    with caplog.at_level(logging.WARNING):
+        states = {Slug(name).state for name in rocm_patches.SLUGS}
+    assert states == {"off: SGLANG_ROCM_PATCHES='maybe'"}
+    (record,) = caplog.records
+    assert "SGLANG_ROCM_PATCHES='maybe' counts as off: write 1 (on) or 0 (off)" in record.message
+
+
+def imported(**environment):
+    """What the package says on stderr when a process with these variables imports it."""
+    code = "from sglang.srt import rocm_patches"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line for line in done.stderr.splitlines() if "SGLANG_ROCM_PATCH" in line]
+
+
+def test_an_unknown_switch_is_named_with_those_that_there_are():
+    (line,) = imported(SGLANG_ROCM_PATCH_NSA="0", SGLANG_ROCM_PATCH_LAYERNORM="1")
+    assert line.startswith("SGLANG_ROCM_PATCH_NSA is no switch of the rocm patches: ")
+    for variable in (rocm_patches.ALL_OFF, *map(rocm_patches.switch_of, rocm_patches.SLUGS)):
+        assert variable in line
+
+
+def test_known_switches_are_not_named():
+    known = [rocm_patches.ALL_OFF, *map(rocm_patches.switch_of, rocm_patches.SLUGS)]
+    assert imported(**dict.fromkeys([*known, *rocm_patches.OPTIONS], "1")) == []
 
 
 def test_a_declined_call_is_logged_once_for_each_reason(gpu, caplog):

@@ -26,14 +26,39 @@ logger = logging.getLogger(__name__)
 SLUGS = ("layernorm", "indexer", "nsa-fp8-kv", "rope-kv-store", "fp8-kv-write")
 ARCHS = ("gfx942", "gfx950")
 
+ALL_OFF = "SGLANG_ROCM_PATCHES"
+OPTIONS: tuple[str, ...] = ()  # variables beside the switches that a slug reads itself
 
-def _switched_on(variable: str) -> bool:
-    value = os.environ.get(variable, "1").strip().lower()
-    if value in ("1", "true", "yes", "on"):
-        return True
-    if value in ("0", "false", "no", "off"):
-        return False
-    raise ValueError(f"{variable}={value!r}: write 1 (on) or 0 (off)")
+
+def switch_of(name: str) -> str:
+    return "SGLANG_ROCM_PATCH_" + name.upper().replace("-", "_")
+
+
+def _warn_of_unknown_switches() -> None:
+    """A misspelt switch turns nothing off, and nothing else would say so."""
+    known = (ALL_OFF, *map(switch_of, SLUGS), *OPTIONS)
+    for variable in sorted(os.environ):
+        if variable.startswith("SGLANG_ROCM_PATCH") and variable not in known:
+            logger.warning("%s is no switch of the rocm patches: %s", variable, ", ".join(known))
+
+
+_warn_of_unknown_switches()
+
+
+def _off(variable: str) -> str | None:
+    """Why the switch is off, None where it is on."""
+    value = os.environ.get(variable, "1")
+    if value.strip().lower() in ("1", "true", "yes", "on"):
+        return None
+    if value.strip().lower() in ("0", "false", "no", "off"):
+        return f"off: {variable}=0"
+    _warn_once(f"{variable}={value!r} counts as off: write 1 (on) or 0 (off)")
+    return f"off: {variable}={value!r}"
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 @functools.lru_cache(maxsize=1)
@@ -53,15 +78,15 @@ class Slug:
 
     def __init__(self, name: str, unavailable: Callable[[], str | None] = lambda: None) -> None:
         self.name = name
-        self.switch = "SGLANG_ROCM_PATCH_" + name.upper().replace("-", "_")
+        self.switch = switch_of(name)
         self.state = self._settle(unavailable)
         self.active = self.state == "active"
         self.declined: list[str] = []
 
     def _settle(self, unavailable: Callable[[], str | None]) -> str:
-        for variable in ("SGLANG_ROCM_PATCHES", self.switch):
-            if not _switched_on(variable):
-                return f"off: {variable}=0"
+        for variable in (ALL_OFF, self.switch):
+            if off := _off(variable):
+                return off
         if torch.version.hip is None:
             return "inactive: this torch is no HIP build"
         if arch() not in ARCHS:

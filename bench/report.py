@@ -1,12 +1,12 @@
 """Rows on the screen as they come, and as evidence."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from bench import upstream
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = ("upstream", "eager", "floor", "products", "empty")
@@ -51,17 +51,18 @@ def _number(value: float | None, width: int) -> str:
 
 
 def write(subject: str, rows: list[dict], ruler) -> Path:
-    """`evidence/<subject>.<device>.json`, underscores for hyphens: the key and the rows."""
+    """`evidence/<subject>.<device>.jsonl`, underscores for hyphens: the key and the rows."""
     lacking = sorted({name for row in rows for name in COLUMNS if name not in row})
     if lacking or not rows:
         raise ValueError(f"{subject}: rows without {', '.join(lacking) or 'anything'}")
     device = torch.cuda.get_device_name(0)
-    key = evidence_key.key(device, evidence_key.of_bench(subject)) | {
+    key = keys.key(device, keys.of_bench(subject)) | {
         "subject": subject,
         "release": upstream.RELEASE,
         "bandwidth_tb_s": round(ruler.bytes_per_us / 1e6, 3),
         "products_tflop_s": round(ruler.flops_per_us / 1e6, 1),
     }
-    path = ROOT / "evidence" / evidence_key.file_name(subject.replace("-", "_"), device)
-    path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
+    subject = subject.replace("-", "_")
+    path = ROOT / "evidence" / store.file_name(subject, device)
+    store.write(path, {"subject": subject, "key": key}, rows)
     return path

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time the kernels on this GPU, beside upstream's, the sequence before them and the memory floor.
 
-    python3 bench/run.py                      every subject; writes evidence/<subject>.<device>.json
+    python3 bench/run.py                      every subject, into evidence/
     python3 bench/run.py rope-kv-store        one or some
     python3 bench/run.py --quick              few sizes, to look at while working; writes nothing
 

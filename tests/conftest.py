@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evidence import Evidence, without_group
+from evidence.plugin import Evidence, without_group
 from tests.kernels import aot
 from tests.platform import trees, value
 

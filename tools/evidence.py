@@ -4,9 +4,9 @@
     python3 tools/evidence.py           each file and slug: fresh, or what has changed since
     python3 tools/evidence.py --json    the same for machines
 
-Evidence is stale for a slug when a file that decided it has changed, or the pinned compiler of
-machine code: see tests/evidence_key.py; comparisons of servers, when their release's patch set has;
-faults behind real servers, also when what judges these has.
+Evidence is stale for a slug when the code that decided it has changed, or the pinned compiler of
+machine code: see evidence/key.py. A comparison of servers is stale when the patch set of its
+release has changed; a fault behind real servers, also when the code that judges it has changed.
 A file without a key cannot be judged and counts as stale.
 Exit codes: 0 all fresh, 1 some stale, 2 wrong usage.
 """
@@ -23,9 +23,10 @@ HOUSE = Path(__file__).resolve().parent.parent
 if str(HOUSE) not in sys.path:
     sys.path.insert(0, str(HOUSE))
 
-from patchset import series  # noqa: E402  # the folder above is put on the path first
+from evidence import key as keys  # noqa: E402  # the folder above is put on the path first
+from evidence import store  # noqa: E402
+from patchset import series  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-from tests import evidence_key  # noqa: E402
 
 HOW = {
     "tests": "ci/test -- --evidence=evidence, then ci/test --long with the same",
@@ -44,7 +45,7 @@ COMPILERS = {"aot": "triton", "tilelang": "tilelang"}  # pinned in ci/requiremen
 
 @dataclass(frozen=True)
 class Evidence:
-    """One file of evidence/, ``<subject>.<device>.json`` or ``<subject>.json``."""
+    """One file of evidence/, named as evidence/store.py says."""
 
     path: Path
     house: Path
@@ -60,16 +61,22 @@ class Evidence:
         return parts[-1] if parts and self.subject in COMPARISONS else ".".join(parts)
 
     @cached_property
-    def content(self):
-        return json.loads(self.path.read_text())
+    def kept(self) -> store.Kept:
+        if self.subject in COMPARISONS:
+            return store.Kept(json.loads(self.path.read_text()), [])
+        return store.read(self.path)
+
+    @property
+    def content(self) -> dict:
+        return self.kept.header
 
     @property
     def key(self) -> dict | None:
-        return self.content.get("key") if isinstance(self.content, dict) else None
+        return self.content.get("key")
 
     @property
     def rows(self) -> list[dict]:
-        return self.content.get("rows", []) if isinstance(self.content, dict) else self.content
+        return self.kept.rows
 
     @property
     def renew(self) -> str:
@@ -91,7 +98,7 @@ class Evidence:
             kept = {
                 (slugs_of(row), row.get("digest")) for row in self.rows if slug in slugs_of(row)
             }
-            fresh = all(evidence_key.digest_of(slugs, self.house) == then for slugs, then in kept)
+            fresh = all(keys.digest_of(slugs, self.house) == then for slugs, then in kept)
             return [f"digest of {slug}"] * (not fresh) + self._judge()
         if self.subject in COMPARISONS:
             compared = self.content["configuration"]
@@ -100,29 +107,29 @@ class Evidence:
             return [] if same else [f"patch set of {compared['release']}"]
         if self.key is None:
             return ["no key"]
-        changed = evidence_key.changed(self.key, self.house, self._files(slug, release))
+        changed = keys.changed(self.key, self._code(slug, release))
         compiler = COMPILERS.get(self.subject)
-        return changed + (evidence_key.outdated(self.key, compiler, self.house) if compiler else [])
+        return changed + (keys.outdated(self.key, compiler, self.house) if compiler else [])
 
     def _judge(self) -> list[str]:
         """What judged rows of real servers and is another now; a fault is judged by any test."""
         if self.subject != "regression-faults":
             return []
-        now = evidence_key.digest(evidence_key.of_served(self.house), self.house)
+        now = keys.digest(keys.of_served(self.house))
         same = all(row.get("judged_by") == now for row in self.rows)
         return [] if same else ["what judges real servers"]
 
-    def _files(self, slug: str, release: str) -> set[str]:
-        """The files that decide this evidence about a slug."""
+    def _code(self, slug: str, release: str) -> keys.Code:
+        """The code that decides this evidence about a slug."""
         if self.subject == "tests":
-            return evidence_key.of_slug(slug, self.house, release)
+            return keys.of_slug(slug, self.house, release)
         if self.subject == "aot":
-            return evidence_key.of_machine_code(slug, self.house)
+            return keys.of_machine_code(slug, self.house)
         if self.subject == "tilelang":
-            return evidence_key.of_hip_source(self.house)
+            return keys.of_hip_source(self.house)
         if self.subject == "launches":
-            return evidence_key.of_launches([slug], self.house)
-        return evidence_key.of_bench(self.subject, self.house) | set(self.key["files"])
+            return keys.of_launches([slug], self.house, release)
+        return keys.of_bench(self.subject, self.house)
 
     def slugs(self, known: list[str]) -> list[str]:
         """The slugs that it is about."""
@@ -139,7 +146,7 @@ def slugs_of(row: dict) -> tuple[str, ...]:
     return tuple(row.get("slugs") or [row.get("slug")])
 
 
-def load(house: Path = HOUSE, pattern: str = "*.json") -> list[Evidence]:
+def load(house: Path = HOUSE, pattern: str = "*.json*") -> list[Evidence]:
     return [Evidence(path, house) for path in sorted((house / "evidence").glob(pattern))]
 
 

@@ -19,9 +19,9 @@ HOUSE = Path(__file__).resolve().parent.parent
 if str(HOUSE) not in sys.path:
     sys.path.insert(0, str(HOUSE))
 
-from patchset import series  # noqa: E402  # the folder above is put on the path first
+from evidence import key as keys  # noqa: E402  # the folder above is put on the path first
+from patchset import series  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-from tests import evidence_key  # noqa: E402
 from tools import evidence, tables  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -138,7 +138,7 @@ def speeds(house: Path, slug: str, patches: series.PatchSet) -> list[dict]:
 def fitness(house: Path, slug: str) -> list[dict]:
     """For each chip, whether the slug's kernels were compiled for it and how they came out."""
     found = []
-    for report in evidence.load(house, "aot.*.json"):
+    for report in evidence.load(house, "aot.*.jsonl"):
         forms = [row for row in report.rows if row["slug"] == slug]
         if forms:
             found.append(
@@ -167,7 +167,7 @@ def bench(measured: evidence.Evidence, patches: series.PatchSet) -> dict:
     (slug,) = measured.slugs(patches.slugs)
     bandwidth = (measured.key or {}).get("bandwidth_tb_s")
     compiled = {
-        chip: evidence.load(measured.house, f"*.{arch}.json") for chip, arch in ARCHS.items()
+        chip: evidence.load(measured.house, f"*.{arch}.jsonl") for chip, arch in ARCHS.items()
     }
     rows = [
         row
@@ -257,7 +257,7 @@ def machine_code(house: Path) -> list[dict]:
             "upstream": row["upstream"] and with_widths(row["upstream"]),
             "stale": bool(report.changed(row["slug"])),
         }
-        for report in evidence.load(house, "aot.*.json")
+        for report in evidence.load(house, "aot.*.jsonl")
         for row in report.rows
     ]
 
@@ -270,7 +270,7 @@ def tilelang(house: Path) -> list[dict]:
             "models": condensed(row["models"]),
             "stale": bool(written.changed(row["slug"])),
         }
-        for written in evidence.load(house, "tilelang.*.json")
+        for written in evidence.load(house, "tilelang.*.jsonl")
         for row in written.rows
     ]
 
@@ -301,7 +301,7 @@ def runs(house: Path, patches: series.PatchSet) -> list[dict]:
 
 def runs_of(house: Path, kind: str, releases) -> list[dict]:
     found = []
-    for kept in evidence.load(house, f"{kind}*.json"):
+    for kept in evidence.load(house, f"{kind}.*.json"):
         setting = kept.content.get("configuration", {})
         release = releases.get(setting.get("release"))
         if release is None:
@@ -328,7 +328,7 @@ def runs_of(house: Path, kind: str, releases) -> list[dict]:
 def faults(house: Path, patches: series.PatchSet) -> list[dict]:
     """For each slug, how many of its faults a test caught when they were put in."""
     found = []
-    for kept in evidence.load(house, "seeded-faults.json"):
+    for kept in evidence.load(house, "seeded-faults.jsonl"):
         for slug in patches.slugs:
             rows = [row for row in kept.rows if row["slug"] == slug]
             if rows:
@@ -342,7 +342,7 @@ def served(house: Path) -> list[dict]:
     """What the comparison of real servers says of faults, and of patches that have none."""
     return [
         row | {"stale": any(kept.changed(slug) for slug in row["slugs"])}
-        for kept in evidence.load(house, "regression-faults.json")
+        for kept in evidence.load(house, "regression-faults.jsonl")
         for row in kept.rows
     ]
 
@@ -350,8 +350,8 @@ def served(house: Path) -> list[dict]:
 def long_tests(house: Path) -> list[dict]:
     """What `ci/test --long` showed. A row is of no one slug: any change makes it stale."""
     return [
-        row | {"device": kept.device, "stale": bool(evidence_key.changed(kept.key, house))}
-        for kept in evidence.load(house, "tests.*.json")
+        row | {"device": kept.device, "stale": bool(keys.changed(kept.key, keys.of_tests(house)))}
+        for kept in evidence.load(house, "tests.*.jsonl")
         for row in kept.rows
         if row.get("selection") == "long"
     ]

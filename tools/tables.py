@@ -95,8 +95,8 @@ def launches(
     """Counts of the cases in which a slug takes part; those that name no release: the newest's."""
     last = list(patches.releases)[-1]
     return [
-        row | {"stale": bool(found.changed(slug))}
-        for found in evidence.load(house, "launches.json")
+        row | {"stale": bool(found.changed(slug, release.name))}
+        for found in evidence.load(house, "launches.jsonl")
         for row in found.rows
         if slug in row["slugs"] and row.get("release", last) == release.name
     ]
@@ -110,7 +110,7 @@ def before(row: dict) -> str:
 def platforms(house: Path, release: str, slug: str) -> dict[str, dict[str, str]]:
     """{device: {layer: architectures that the slug's own tests passed as}}, {} where stale."""
     found = {}
-    for tests in evidence.load(house, "tests.*.json"):
+    for tests in evidence.load(house, "tests.*.jsonl"):
         passed: dict[str, set[str]] = {}
         for row in tests.rows:
             about = row["subject"] == slug.replace("-", "_") and row["arch"] != "any"
@@ -215,7 +215,7 @@ def spread(values: list[float | None], unit: str) -> str:
 def machine_code(house: Path, patches: series.PatchSet) -> str:
     header = ["kernel", "chip", "forms", "VGPRs", "waves", "LDS", "scratch", "widest load, store"]
     rows = []
-    for found in evidence.load(house, "aot.*.json"):
+    for found in evidence.load(house, "aot.*.jsonl"):
         for slug in patches.slugs:
             of_slug = [row for row in found.rows if row["slug"] == slug]
             for kernel in dict.fromkeys(row["kernel"] for row in of_slug):

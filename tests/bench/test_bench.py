@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from bench import harness, report, run, shapes, upstream  # noqa: E402
 from bench.harness import Case, Ruler, Sides  # noqa: E402
+from evidence import store  # noqa: E402
 from tests.platform import value  # noqa: E402
 
 GPU = value.Platform("cuda", "gfx950")
@@ -62,19 +63,20 @@ def test_a_long_call_is_repeated_less(microseconds, calls, replays):
     assert calls * replays * microseconds <= 1_000_000
 
 
-def test_evidence_is_keyed_by_the_kernels_files_and_needs_whole_rows(ruler, monkeypatch, tmp_path):
+def test_evidence_is_keyed_by_the_code_of_the_kernels_and_needs_whole_rows(
+    ruler, monkeypatch, tmp_path
+):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     (tmp_path / "evidence").mkdir()
     row = ruler.row(case())
     path = report.write("layernorm", [row], ruler)
-    assert path.name == "layernorm.Some-GPU.json"
-    written = json.loads(path.read_text())
-    assert written["rows"] == [row]
-    deciding = {"bench/layernorm.py", "bench/harness.py", "bench/shapes.py", "bench/upstream.py"}
-    assert deciding < written["key"]["files"].keys()
-    assert any(name.endswith("layernorm_kernel.py") for name in written["key"]["files"])
-    assert written["key"]["release"] == upstream.RELEASE
+    assert path.name == "layernorm.Some-GPU.jsonl"
+    header, rows = store.read(path)
+    assert rows == [row]
+    deciding = {"cases", "CALLS", "TENSOR_PARALLEL", "RELEASE", "_layernorm_kernel"}
+    assert deciding < header["key"]["code"].keys()
+    assert header["key"]["release"] == upstream.RELEASE
     for rows in ([{**row}], []):
         if rows:
             del rows[0]["launches"]

@@ -1,21 +1,20 @@
 """How many kernels one decode step of each case launches, upstream and patched.
 
-    python3 -m tests.engine.launches    into evidence/launches.json
+    python3 -m tests.engine.launches    into evidence/launches.jsonl
 
 Counted on the CPU platform, where every operator, Triton launch and tensor operation is seen;
 batches of three requests, two layers, no graph.
 """
 
-import json
-
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 from tests.engine.cases import CASES, Case
 from tests.platform.trees import ROOT
 from tests.platform.value import Platform
 
 # Beside these, operators that sglang registers in torch: what they launch is counted itself.
 LAUNCH_NOTHING = {"aten::new_empty", "aten::_unsafe_view"}
-EVIDENCE = ROOT / "evidence" / "launches.json"
+EVIDENCE = ROOT / "evidence" / "launches.jsonl"
 
 
 def of_a_decode_step(case: Case, arm: str, platform: Platform) -> dict[str, int]:
@@ -53,7 +52,7 @@ def table() -> list[dict]:
 if __name__ == "__main__":
     rows = table()
     slugs = {slug for each in rows for slug in each["slugs"]}
-    key = evidence_key.key("cpu", evidence_key.of_launches(slugs))
-    EVIDENCE.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
+    key = keys.key("cpu", keys.of_launches(slugs))
+    store.write(EVIDENCE, {"subject": "launches", "key": key}, rows)
     for each in rows:
         print(f"{each['case']:32} {each['arch']}  {each['pristine']} -> {each['patched']}")

@@ -1,9 +1,8 @@
 """Catches a decode step that launches more than upstream's, and counts on record that are old."""
 
-import json
-
 import pytest
 
+from evidence import store
 from tests.engine.cases import CASES, params
 from tests.engine.launches import EVIDENCE, row
 
@@ -14,6 +13,22 @@ def key_of(row: dict) -> tuple[str, str]:
     return row["case"], row["arch"]
 
 
+def differences(kept: dict, found: dict) -> str:
+    """The columns, and the kernels by name, whose counts are not those on record."""
+    lines = [
+        f"{name}: on record {kept.get(name)}, counted {found[name]}"
+        for name in found
+        if name != "changed" and kept.get(name) != found[name]
+    ]
+    before, now = kept.get("changed", {}), found["changed"]
+    lines += [
+        f"{kernel} [pristine, patched]: on record {before.get(kernel)}, counted {now.get(kernel)}"
+        for kernel in sorted(before.keys() | now.keys())
+        if before.get(kernel) != now.get(kernel)
+    ]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("name", params(CASES))
 def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
     name, platform, runs_here
@@ -22,7 +37,7 @@ def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
     if platform.name != "cpu":
         pytest.skip("counted on the CPU")
     found = row(name, platform.arch)
-    [kept] = [r for r in json.loads(EVIDENCE.read_text())["rows"] if key_of(r) == key_of(found)]
-    assert found == kept, f"not what {EVIDENCE.name} has: python3 -m tests.engine.launches"
+    kept = next((r for r in store.rows_of(EVIDENCE) if key_of(r) == key_of(found)), {})
+    assert found == kept, f"{differences(kept, found)}\nto record: python3 -m tests.engine.launches"
     if not (CASES[name].upstream_fault or CASES[name].upstream_refuses):
         assert found["patched"] <= found["pristine"], found["changed"]

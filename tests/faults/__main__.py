@@ -1,17 +1,17 @@
 import argparse
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 from tests.faults import __doc__ as usage
 from tests.faults.fault import Fault
 from tests.faults.gates import LAYERS, Verdict, fails_without_a_fault, judge
 from tests.faults.table import FAULTS
 from tests.platform.trees import ROOT
 
-EVIDENCE = ROOT / "evidence" / "seeded-faults.json"
+EVIDENCE = ROOT / "evidence" / "seeded-faults.jsonl"
 
 
 def main() -> int:
@@ -34,8 +34,7 @@ def main() -> int:
         and given.slug in (None, fault.slug)
         and given.platform == fault.platform
     ]
-    kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
-    rows = {row["fault"]: row for row in kept}
+    rows = {row["fault"]: row for row in store.rows_of(EVIDENCE)}
 
     def judged(fault: Fault) -> Verdict:
         row = rows.get(fault.name)
@@ -54,7 +53,7 @@ def main() -> int:
             "seconds": verdict.seconds,
             "test": verdict.test,
             "change": fault.change,
-            "digest": evidence_key.digest_of([fault.slug]),
+            "digest": keys.digest_of([fault.slug]),
         }
         print(
             f"{verdict.layer or 'NOT CAUGHT':10} {verdict.seconds:6.1f} s  "
@@ -63,7 +62,7 @@ def main() -> int:
         )
         if not given.layer:
             kept = [rows[fault.name] for fault in FAULTS if fault.name in rows]
-            EVIDENCE.write_text(json.dumps(kept, indent=1) + "\n")
+            store.write(EVIDENCE, {"subject": "seeded-faults"}, kept)
     caught = [rows[fault.name] for fault in chosen if rows[fault.name]["caught"]]
     control = fails_without_a_fault([(r["platform"], r["arch"], r["test"]) for r in caught])
     if control is not None:

@@ -1,6 +1,6 @@
 """The HIP source that TileLang writes of our sparse attention, in every form real models select.
 
-    python3 -m tests.kernels.hip_source [ARCH]    into evidence/tilelang.gfx942.json and .gfx950.json
+    python3 -m tests.kernels.hip_source [ARCH]    into evidence/tilelang.gfx942.jsonl, .gfx950.jsonl
 
 Needs TileLang, of a build that writes HIP source, and the HIP compiler of hip_compiler.py; no GPU.
 The source says LDS, the widths of what is read from memory, 64-bit addresses, the matrix
@@ -23,7 +23,8 @@ import torch
 from tilelang import tvm
 
 from bench.shapes import CACHE_DTYPES, TOKENS, ranks
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 from tests.platform.value import Platform
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +225,7 @@ def main() -> int:
         print(f"hip_source: this build of TileLang {tilelang.__version__} writes no HIP source")
         return 1
     try:
-        key = evidence_key.key("none", evidence_key.of_hip_source())
+        key = keys.key("none", keys.of_hip_source())
         key |= {"compiler": f"clang {hip_compiler.version()}"}
         for arch in [only] if only else ARCHS:
             write(arch, key | {"arch": arch})
@@ -239,12 +240,11 @@ def write(arch: str, key: dict) -> None:
     for name, settings, calls in forms(arch):
         rows.append(row(arch, name, settings, calls))
         print(arch, name, json.dumps(settings), *problems(arch, rows[-1]), flush=True)
-    lines = ",\n  ".join(json.dumps(each) for each in rows)
-    evidence(arch).write_text(f'{{\n "key": {json.dumps(key)},\n "rows": [\n  {lines}\n ]\n}}\n')
+    store.write(evidence_of(arch), {"subject": "tilelang", "key": key}, rows)
 
 
-def evidence(arch: str) -> Path:
-    return ROOT / "evidence" / f"tilelang.{arch}.json"
+def evidence_of(arch: str) -> Path:
+    return ROOT / "evidence" / store.file_name("tilelang", arch)
 
 
 if __name__ == "__main__":

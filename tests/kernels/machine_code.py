@@ -1,6 +1,6 @@
 """What every kernel of the overlay is on gfx942 and gfx950, in every form that real models select.
 
-    python3 -m tests.kernels.machine_code    into evidence/aot.gfx942.json and aot.gfx950.json
+    python3 -m tests.kernels.machine_code    into evidence/aot.gfx942.jsonl and aot.gfx950.jsonl
 
 A row is one specialisation: its resources as Triton compiled them ahead of time, beside those of
 upstream's kernel for the same call (release 0.5.10.post1) where it has one. `problems` is the gate
@@ -8,13 +8,14 @@ that test_machine_code.py holds each of them to.
 """
 
 import collections
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from evidence import key as keys
+from evidence import store
+from evidence.code import merged
 from patchset import series
-from tests import evidence_key
 from tests.kernels import aot
 from tests.kernels.aot import MachineCode
 from tests.platform.value import ARCHS
@@ -126,14 +127,10 @@ def resources(code: MachineCode) -> dict:
 
 
 def main() -> int:
-    files = set().union(*(evidence_key.of_machine_code(slug) for slug in SLUGS))
-    key = evidence_key.key("none", files)
+    key = keys.key("none", merged(*(keys.of_machine_code(slug) for slug in SLUGS)))
     for arch in ARCHS:
-        parts = {"key": json.dumps(key | {"arch": arch})}
-        for name, rows in (("launches", launches(arch)), ("rows", table(arch))):
-            parts[name] = "[\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
-        text = ",\n ".join(f'"{name}": {part}' for name, part in parts.items())
-        (ROOT / "evidence" / f"aot.{arch}.json").write_text(f"{{\n {text}\n}}\n")
+        header = {"subject": "aot", "key": key | {"arch": arch}, "launches": launches(arch)}
+        store.write(ROOT / "evidence" / store.file_name("aot", arch), header, table(arch))
     return 0
 
 

@@ -38,7 +38,7 @@ def test_addresses_hold_past_two_to_the_31st_element(slug, arch):
 
 
 def test_the_real_calls_launch_every_kernel_of_the_overlay():
-    modules = (machine_code.ROOT / machine_code.evidence_key.OVERLAY).glob("*.py")
+    modules = (machine_code.ROOT / machine_code.keys.OVERLAY).glob("*.py")
     kernels = {
         name
         for path in modules

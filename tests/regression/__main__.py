@@ -1,23 +1,23 @@
 """Ask real servers with each fault, and without one, and keep what ci/gsm8k.py makes of them.
 
-    python3 -m tests.regression             all toys, into evidence/regression-faults.json
+    python3 -m tests.regression             all toys, into evidence/regression-faults.jsonl
     python3 -m tests.regression MODEL...    these; the other rows stay as they are
 
 Exit codes: 0 patches that are right pass and every fault is a REGRESSION, 1 not so.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 from tests.faults.fault import Fault
 from tests.platform.trees import ROOT
 from tests.regression.served import ARCH, FAULTS, MODELS, Model, both, judge
 
-EVIDENCE = ROOT / "evidence" / "regression-faults.json"
+EVIDENCE = ROOT / "evidence" / "regression-faults.jsonl"
 
 
 def row(model: Model, fault: Fault | None, result: dict) -> dict:
@@ -33,8 +33,8 @@ def row(model: Model, fault: Fault | None, result: dict) -> dict:
         **accuracy,
         "verdict": result["verdict"],
         "expected": "REGRESSION" if fault else "PASS",
-        "digest": evidence_key.digest_of(model.slugs),
-        "judged_by": evidence_key.digest(evidence_key.of_served()),
+        "digest": keys.digest_of(model.slugs),
+        "judged_by": keys.digest(keys.of_served()),
     }
 
 
@@ -49,8 +49,8 @@ def main() -> int:
     if unknown := set(given.models) - MODELS.keys():
         parser.error(f"no toy {', '.join(sorted(unknown))}")
     chosen = [MODELS[name] for name in given.models or MODELS]
-    kept = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else []
-    rows = [each for each in kept if each["model"] not in {model.name for model in chosen}]
+    again = {model.name for model in chosen}
+    rows = [row for row in store.rows_of(EVIDENCE) if row["model"] not in again]
     for model in chosen:
         with tempfile.TemporaryDirectory() as work, both(model, Path(work)) as urls:
             for number, fault in enumerate((None, *FAULTS[model.name])):
@@ -62,7 +62,7 @@ def main() -> int:
                     ),
                     flush=True,
                 )
-        EVIDENCE.write_text(json.dumps(rows, indent=1) + "\n")
+        store.write(EVIDENCE, {"subject": "regression-faults"}, rows)
     return 0 if all(each["verdict"] == each["expected"] for each in rows) else 1
 
 

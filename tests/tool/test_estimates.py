@@ -1,9 +1,8 @@
 """Catches an estimate for AMD below what a launch costs, or with another GPU's launches."""
 
-import json
-
 import pytest
 
+from evidence import store
 from tools import evidence, report
 
 ROW = {"work": "head gates", "model": "GLM-5", "tp": 1, "tokens": 64, "cache_dtype": "bf16"}
@@ -30,11 +29,8 @@ def house(tmp_path):
     of_two = ROW | {"slug": "indexer", "cache_dtype": "–", "launches": 2}
     split = {"models": ["GLM-5 TP8"], "tokens": [1, 64], "splits": 8}
     whole = split | {"tokens": [16384], "splits": 1}
-    for name, content in (
-        ("aot.gfx942", {"rows": [], "launches": [of_two]}),
-        ("tilelang.gfx950", {"rows": [split, whole]}),
-    ):
-        (tmp_path / f"evidence/{name}.json").write_text(json.dumps(content))
+    store.write(tmp_path / "evidence/aot.gfx942.jsonl", {"launches": [of_two]}, [])
+    store.write(tmp_path / "evidence/tilelang.gfx950.jsonl", {}, [split, whole])
     return tmp_path
 
 
@@ -50,5 +46,5 @@ def house(tmp_path):
     ],
 )
 def test_launches_are_those_of_the_chips_own_forms(house, arch, call, launches):
-    compiled = evidence.load(house, f"*.{arch}.json")
+    compiled = evidence.load(house, f"*.{arch}.jsonl")
     assert report.amd_launches(compiled, "indexer", ROW | call) == launches

@@ -8,27 +8,37 @@ from pathlib import Path
 
 import pytest
 
+from evidence import key as keys
+from evidence import store
 from patchset import series
-from tests import evidence_key
 from tools import evidence
 
 HOUSE = Path(__file__).resolve().parents[2]
+ABOUT = {"slugs": ["indexer"]}
 
 
 @pytest.fixture
 def house(tmp_path):
     """A checkout whose evidence is one measurement of layernorm, made now."""
-    for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci", "tests/kernels"):
+    for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci"):
         shutil.copytree(HOUSE / folder, tmp_path / folder)
-    (tmp_path / "evidence").mkdir()
-    harness = {"tests/__init__.py", "tests/evidence_key.py", *evidence_key.LAUNCHES}
-    for file in harness | evidence_key.of_served():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HOUSE / file, tmp_path / file)
-    key = evidence_key.key("Invented GPU", evidence_key.of_bench("layernorm"))
-    kept = {"key": key, "rows": [{"tokens": 8192, "ours_us": 2.0, "floor_us": 1.0}]}
-    (tmp_path / "evidence/layernorm.Invented-GPU.json").write_text(json.dumps(kept))
+    for folder in ("kernels", "regression", "engine"):
+        shutil.copytree(HOUSE / "tests" / folder, tmp_path / "tests" / folder)
+    shutil.copytree(
+        HOUSE / "evidence",
+        tmp_path / "evidence",
+        ignore=lambda _, names: {name for name in names if name.endswith(("jsonl", "json"))},
+    )
+    row = {"tokens": 8192, "ours_us": 2.0, "floor_us": 1.0}
+    keep(tmp_path, "layernorm.Invented-GPU", keys.of_bench("layernorm"), row)
     return tmp_path
+
+
+def keep(house, name, code, *rows):
+    """Evidence of a subject, made now with this code."""
+    key = keys.key("Invented GPU", code)
+    key["versions"] |= {package: keys.pinned(package) for package in ("triton", "tilelang")}
+    store.write(house / f"evidence/{name}.jsonl", {"key": key}, rows)
 
 
 def judged(house, *arguments):
@@ -38,7 +48,7 @@ def judged(house, *arguments):
 
 
 def append(house, module):
-    edit(house, f"{evidence_key.OVERLAY}/{module}.py", "", "\n# changed\n")
+    edit(house, f"{keys.OVERLAY}/{module}.py", "", "\nCHANGED = 1\n")
 
 
 def edit(house, path, old, new):
@@ -47,18 +57,10 @@ def edit(house, path, old, new):
     (house / path).write_text(text.replace(old, new, 1) if old else text + new)
 
 
-def kept(house, name, files):
-    """Evidence of a subject, made now from these files."""
-    content = {"key": evidence_key.key("none", files), "rows": [{"slugs": ["indexer"]}]}
-    content["key"]["versions"] |= {
-        package: evidence_key.pinned(package) for package in ("triton", "tilelang")
-    }
-    (house / f"evidence/{name}.json").write_text(json.dumps(content))
-
-
 def stale(house, name, slug):
     found = evidence.judgements(house)
-    (row,) = [row for row in found if (row["file"], row["slug"]) == (f"{name}.json", slug)]
+    file = name if name.endswith(".json") else f"{name}.jsonl"
+    (row,) = [row for row in found if (row["file"], row["slug"]) == (file, slug)]
     assert row["fresh"] == (not row["changed"])
     return row["changed"]
 
@@ -67,81 +69,92 @@ def test_what_was_measured_from_these_files_is_fresh(house):
     append(house, "indexer_kernel")
     done = judged(house)
     assert done.returncode == 0
-    assert done.stdout.split() == ["layernorm.Invented-GPU.json", "layernorm", "fresh"]
+    assert done.stdout.split() == ["layernorm.Invented-GPU.jsonl", "layernorm", "fresh"]
 
 
 def test_a_changed_kernel_is_named_with_the_command_that_measures_again(house):
-    append(house, "layernorm_kernel")
+    edit(
+        house,
+        f"{keys.OVERLAY}/layernorm_kernel.py",
+        "def _layernorm_kernel(",
+        "def _layernorm_kernel(\n    other_ptr,",
+    )
     done = judged(house)
     assert done.returncode == 1
-    assert f"STALE: {evidence_key.OVERLAY}/layernorm_kernel.py" in done.stdout
+    assert "STALE: _layernorm_kernel" in done.stdout
     assert "renew: python3 bench/run.py layernorm" in done.stdout
     (row,) = json.loads(judged(house, "--json").stdout)
-    assert row["changed"] == [f"{evidence_key.OVERLAY}/layernorm_kernel.py"]
+    assert row["changed"] == ["_layernorm_kernel"]
 
 
 @pytest.mark.parametrize(
-    ("path", "old", "new"),
+    ("path", "old", "new", "changed"),
     [
-        ("bench/layernorm.py", "2 * rank.index_head * ", "rank.index_head * "),  # the floor
-        ("bench/harness.py", "CALLS, REPLAYS = 20, 15", "CALLS, REPLAYS = 2, 1"),
-        ("bench/shapes.py", "TENSOR_PARALLEL = (1, 4, 8)", "TENSOR_PARALLEL = (1,)"),
-        ("bench/upstream.py", 'RELEASE = "0.5.10.post1"', 'RELEASE = "0.5.10"'),
+        ("bench/layernorm.py", "2 * rank.index_head * ", "rank.index_head * ", ["cases"]),  # floor
+        (
+            "bench/harness.py",
+            "CALLS, REPLAYS = 20, 15",
+            "CALLS, REPLAYS = 2, 1",
+            ["CALLS", "REPLAYS"],
+        ),
+        (
+            "bench/shapes.py",
+            "TENSOR_PARALLEL = (1, 4, 8)",
+            "TENSOR_PARALLEL = (1,)",
+            ["TENSOR_PARALLEL"],
+        ),
+        ("bench/upstream.py", 'RELEASE = "0.5.10.post1"', 'RELEASE = "0.5.10"', ["RELEASE"]),
     ],
 )
-def test_times_age_with_what_measured_them(house, path, old, new):
+def test_times_age_with_what_measured_them(house, path, old, new, changed):
     edit(house, path, old, new)
-    assert stale(house, "layernorm.Invented-GPU", "layernorm") == [path]
+    assert stale(house, "layernorm.Invented-GPU", "layernorm") == changed
 
 
-@pytest.mark.parametrize("name", ["machine_code", "aot", "recorder", "real_calls"])
+@pytest.mark.parametrize("name", ["aot", "recorder", "real_calls"])
 def test_machine_code_ages_with_what_compiled_it(house, name):
-    kept(house, "aot.gfx942", evidence_key.of_machine_code("indexer"))
+    keep(house, "aot.gfx942", keys.of_machine_code("indexer"), ABOUT)
     assert stale(house, "aot.gfx942", "indexer") == []
-    edit(house, f"tests/kernels/{name}.py", "", "\n# changed\n")
-    assert stale(house, "aot.gfx942", "indexer") == [f"tests/kernels/{name}.py"]
+    edit(house, f"tests/kernels/{name}.py", "", "\nCHANGED = 1\n")
+    assert stale(house, "aot.gfx942", "indexer") == ["CHANGED"]
 
 
 def test_hip_source_ages_with_what_wrote_it(house):
-    kept(house, "tilelang.gfx942", evidence_key.of_hip_source())
-    path = "tests/kernels/hip_source.py"
-    edit(house, path, "", "\n# changed\n")
-    assert stale(house, "tilelang.gfx942", "indexer") == [path]
+    keep(house, "tilelang.gfx942", keys.of_hip_source(), ABOUT)
+    edit(house, "tests/kernels/hip_source.py", "WIDTHS = {", 'WIDTHS = {"int16": 64, ')
+    assert stale(house, "tilelang.gfx942", "indexer") == ["WIDTHS"]
 
 
 @pytest.mark.parametrize(
-    ("name", "compiler", "pins", "files"),
+    ("name", "compiler", "code"),
     [
-        ("aot.gfx950", "triton", "requirements.txt", evidence_key.of_machine_code("indexer")),
-        (
-            "tilelang.gfx950",
-            "tilelang",
-            "requirements-no-deps.txt",
-            evidence_key.of_hip_source(),
-        ),
+        ("aot.gfx950", "triton", keys.of_machine_code("indexer")),
+        ("tilelang.gfx950", "tilelang", keys.of_hip_source()),
     ],
 )
-def test_machine_code_ages_with_its_compilers_version(house, name, compiler, pins, files):
-    kept(house, name, files)
+def test_machine_code_ages_with_its_compilers_version(house, name, compiler, code):
+    keep(house, name, code, ABOUT)
     assert stale(house, name, "indexer") == []
-    then = evidence_key.pinned(compiler)
-    edit(house, f"ci/{pins}", f"{compiler}=={then}", f"{compiler}==99.0")
+    then = keys.pinned(compiler)
+    (pins,) = [
+        p for p in house.glob("ci/requirements*.txt") if f"{compiler}=={then}\n" in p.read_text()
+    ]
+    edit(house, pins, f"{compiler}=={then}", f"{compiler}==99.0")
     assert stale(house, name, "indexer") == [f"{compiler} {then}, now 99.0"]
 
 
 def test_counts_of_launches_age_with_their_slugs_and_with_what_counts(house):
-    kept(house, "launches", evidence_key.of_launches(["indexer"]))
+    keep(house, "launches", keys.of_launches(["indexer"]), ABOUT)
     append(house, "layernorm_kernel")
     assert stale(house, "launches", "indexer") == []
     append(house, "indexer")
-    edit(house, evidence_key.LAUNCHES[0], "", "\n# changed\n")
-    counted = [f"{evidence_key.OVERLAY}/indexer.py", evidence_key.LAUNCHES[0]]
-    assert stale(house, "launches", "indexer") == counted
+    edit(house, "tests/engine/cases.py", "", "\nCOUNTED = 1\n")
+    assert stale(house, "launches", "indexer") == ["CHANGED", "COUNTED"]
 
 
 def test_evidence_without_a_key_is_not_taken_for_fresh(house):
-    path = house / "evidence/layernorm.Invented-GPU.json"
-    path.write_text(json.dumps(json.loads(path.read_text())["rows"]))
+    path = house / "evidence/layernorm.Invented-GPU.jsonl"
+    store.write(path, {}, store.read(path).rows)
     assert stale(house, "layernorm.Invented-GPU", "layernorm") == ["no key"]
 
 
@@ -153,11 +166,10 @@ def test_evidence_without_a_key_is_not_taken_for_fresh(house):
     ],
 )
 def test_a_fault_speaks_of_the_slugs_as_they_were(house, subject, about):
-    digest = evidence_key.digest_of(about.get("slugs", ["indexer"]))
-    judge = evidence_key.digest(evidence_key.of_served())
+    digest = keys.digest_of(about.get("slugs", ["indexer"]))
+    judge = keys.digest(keys.of_served())
     row = {"fault": "a fault", "digest": digest, "judged_by": judge} | about
-    path = house / f"evidence/{subject}.json"
-    path.write_text(json.dumps([row]))
+    store.write(house / f"evidence/{subject}.jsonl", {}, [row])
     assert all(row["fresh"] for row in evidence.judgements(house))
     append(house, "indexer")
     assert stale(house, subject, "indexer") == ["digest of indexer"]
@@ -165,13 +177,14 @@ def test_a_fault_speaks_of_the_slugs_as_they_were(house, subject, about):
 
 @pytest.mark.parametrize("path", ["ci/regression/decide.py", "tests/regression/toy.py"])
 def test_a_verdict_on_real_servers_ages_with_what_judged_it(house, path):
-    row = {"slugs": ["indexer"], "digest": evidence_key.digest_of(["indexer"])}
-    row["judged_by"] = evidence_key.digest(evidence_key.of_served())
-    kept = house / "evidence/regression-faults.json"
-    kept.write_text(json.dumps([row]))
-    edit(house, "ci/regression/throughput.py", "", "\n# changed\n")
+    row = ABOUT | {
+        "digest": keys.digest_of(["indexer"]),
+        "judged_by": keys.digest(keys.of_served()),
+    }
+    store.write(house / "evidence/regression-faults.jsonl", {}, [row])
+    edit(house, "ci/regression/throughput.py", "", "\nCHANGED = 1\n")
     assert stale(house, "regression-faults", "indexer") == []
-    edit(house, path, "", "\n# changed\n")
+    edit(house, path, "", "\nCHANGED = 1\n")
     assert stale(house, "regression-faults", "indexer") == ["what judges real servers"]
 
 
@@ -184,4 +197,4 @@ def test_a_comparison_of_servers_speaks_of_the_patch_set_as_it_was(house, kind):
     [row] = [row for row in evidence.judgements(house) if row["file"] == path.name]
     assert (row["slug"], row["fresh"]) == ("fp8-kv-write", True)
     append(house, "layernorm_kernel")
-    assert stale(house, path.stem, "fp8-kv-write") == ["patch set of 0.5.10.post1"]
+    assert stale(house, path.name, "fp8-kv-write") == ["patch set of 0.5.10.post1"]

@@ -1,11 +1,11 @@
 """Catches: half of the suite that takes the other half's evidence away, or claims it for now."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 
-from tests import evidence, evidence_key
+from evidence import key as keys
+from evidence import plugin, store
 
 END_TO_END = "tests/regression/test_end_to_end.py::test_patches_that_are_right_pass[glm-5]@group"
 DECIDE = "tests/regression/test_decide.py::test_equal_runs_pass"
@@ -18,12 +18,12 @@ def ran(tmp_path):
     def run(selection, *passed, failed=0):
         cpu = [SimpleNamespace(name="cpu")]
         config = SimpleNamespace(platforms=cpu, option=SimpleNamespace(markexpr=selection))
-        kept = evidence.Evidence(config, tmp_path)
+        kept = plugin.Evidence(config, tmp_path)
         for nodeid in passed:
             report = {"nodeid": nodeid, "when": "call", "outcome": "passed", "skipped": False}
             kept.pytest_runtest_logreport(SimpleNamespace(**report))
         kept.pytest_sessionfinish(SimpleNamespace(testsfailed=failed))
-        rows = json.loads((tmp_path / "tests.cpu.json").read_text())["rows"]
+        rows = store.read(tmp_path / "tests.cpu.jsonl").rows
         return {row["subject"]: (row["selection"], row["passed"]) for row in rows}
 
     return run
@@ -41,10 +41,9 @@ def test_either_half_keeps_the_others_rows_and_renews_its_own(ran, first):
     }
 
 
-def test_rows_of_other_files_are_not_claimed_for_these(ran, monkeypatch):
+def test_rows_of_other_code_are_not_claimed_for_this(ran, monkeypatch):
     ran("not long", DECIDE)
-    monkeypatch.setattr(evidence_key, "_blob", lambda _: "changed")
-    monkeypatch.setattr(evidence_key, "blob_id", lambda _: "changed")
+    monkeypatch.setattr(keys, "of_tests", lambda: {"a definition": "changed"})
     assert ran("long", END_TO_END) == {"end_to_end": ("long", 1)}
 
 

@@ -1,6 +1,5 @@
 """Catches: a lint that lets a malformed header, a thick hook or a stale table through."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -8,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from evidence import key as keys
+from evidence import store
+from evidence.code import merged
 from patchset import series
-from tests import evidence_key
 from tools import lint, tables
 
 HOUSE = Path(__file__).resolve().parents[2]
-OVERLAY = evidence_key.OVERLAY
+OVERLAY = keys.OVERLAY
 PATCH = "patches/0.5.10.post1/layernorm.patch"
 
 
@@ -22,11 +23,9 @@ def house(tmp_path):
     """A copy of what lint reads."""
     for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci", "evidence"):
         shutil.copytree(HOUSE / folder, tmp_path / folder)
-    for folder in ("tests/references", "tests/kernels"):
-        shutil.copytree(HOUSE / folder, tmp_path / folder)
-    (tmp_path / "tests/engine").mkdir()
-    files = ("README.md", "tests/__init__.py", "tests/evidence_key.py", *evidence_key.LAUNCHES)
-    for file in files:
+    for folder in ("references", "kernels", "engine"):
+        shutil.copytree(HOUSE / "tests" / folder, tmp_path / "tests" / folder)
+    for file in ("README.md", "tests/__init__.py"):
         shutil.copy(HOUSE / file, tmp_path / file)
     return tmp_path
 
@@ -102,17 +101,16 @@ def test_a_stale_table_is_refused_and_write_renews_it(house):
 
 def test_a_number_does_not_outlive_what_it_was_measured_from(house):
     readme, measured = house / "README.md", "| `layernorm` | gfx942 | "
-    report = house / "evidence/aot.gfx942.json"
-    found = json.loads(report.read_text())
+    report = house / "evidence/aot.gfx942.jsonl"
+    kept = store.read(report)
     slugs = series.load(HOUSE).slugs
-    files = set().union(*(evidence_key.of_machine_code(slug) for slug in slugs))
-    found["key"] = evidence_key.key("none", files)
-    found["key"]["versions"]["triton"] = evidence_key.pinned("triton")
-    report.write_text(json.dumps(found))  # as if measured now
+    key = keys.key("none", merged(*(keys.of_machine_code(slug) for slug in slugs)))
+    key["versions"]["triton"] = keys.pinned("triton")
+    store.write(report, kept.header | {"key": key}, kept.rows)  # as if measured now
     assert problems(house, write=True) == ""
     assert f"{measured}stale |" not in readme.read_text()
     kernel = house / OVERLAY / "layernorm_kernel.py"
-    kernel.write_text(kernel.read_text() + "\n# changed\n")
+    kernel.write_text(kernel.read_text() + "\nCHANGED = 1\n")
     assert "README.md: a generated table is stale" in problems(house)
     assert problems(house, write=True) == ""
     assert f"{measured}stale |" in readme.read_text()
@@ -186,9 +184,8 @@ def test_what_a_version_takes_now_is_said_by_its_evidence(house):
     row = {"work": "w", "model": "M", "tp": 1, "cache_dtype": "fp8", "eager_us": None}
     times = {"ours_us": 6.0, "upstream_us": 12.0, "floor_us": 3.0, "products_us": 4.0}
     rows = [row | times | {"tokens": tokens} for tokens in (1, 64, 8192)]
-    key = evidence_key.key("Invented GPU", evidence_key.of_bench("layernorm"))
-    kept = house / "evidence/layernorm.Invented-GPU.json"
-    kept.write_text(json.dumps({"key": key, "rows": rows}))
+    key = keys.key("Invented GPU", keys.of_bench("layernorm"))
+    store.write(house / "evidence/layernorm.Invented-GPU.jsonl", {"key": key}, rows)
     line = "| layernorm: w | M TP1 | fp8 | Invented-GPU | "
     problems(house, write=True)
     now = (house / "bench/README.md").read_text()
@@ -196,6 +193,6 @@ def test_what_a_version_takes_now_is_said_by_its_evidence(house):
     overview = (house / "README.md").read_text()
     assert "2.00x the floor (2.00 to 2.00)<br>1.50x the products (1.50 to 1.50)" in overview
     harness = house / "bench/harness.py"
-    harness.write_text(harness.read_text() + "\n# changed\n")
+    harness.write_text(harness.read_text() + "\nCHANGED = 1\n")
     problems(house, write=True)
     assert f"{line}stale |" in (house / "bench/README.md").read_text()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from evidence import key as keys
+from evidence import store
 from patchset import series
-from tests import evidence_key
 
 pytest.importorskip("matplotlib", reason="ci/requirements-tools.txt is not installed")
 pytest.importorskip("jinja2", reason="ci/requirements-tools.txt is not installed")
@@ -34,8 +35,8 @@ FLAGS = (
 DESKTOP, PHONE = (1440, 1000), (390, 844)
 
 
-def invented_bench(slug, module, works):
-    """Rows as bench/run.py writes them, with times of nobody's device."""
+def invented_bench(slug, works):
+    """A file as bench/run.py writes it, with times of nobody's device."""
     rows = [
         {
             "work": work,
@@ -55,29 +56,29 @@ def invented_bench(slug, module, works):
         for tp in (1, 8)
         for tokens in TOKENS
     ]
-    key = evidence_key.key("Invented GPU", evidence_key.modules([module]))
-    return {"key": key | {"bandwidth_tb_s": 4.0, "driver": "1.2"}, "rows": rows}
+    key = keys.key("Invented GPU", keys.of_bench(slug))
+    return {"key": key | {"bandwidth_tb_s": 4.0, "driver": "1.2"}}, rows
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """A copy of what the page is made from, with invented measurements beside the real ones."""
     house = tmp_path_factory.mktemp("house")
-    for folder in ("patchset", "patches", "overlay", "tools"):
+    for folder in ("patchset", "patches", "overlay", "tools", "bench", "ci"):
         shutil.copytree(HOUSE / folder, house / folder)
+    for folder in ("kernels", "regression", "engine"):
+        shutil.copytree(HOUSE / "tests" / folder, house / "tests" / folder)
     (house / "evidence").mkdir()
+    for file in (HOUSE / "evidence").glob("*.py"):
+        shutil.copy(file, house / "evidence")
     for kept in ("aot", "tilelang", "launches", "seeded-faults", "tests"):
         for file in (HOUSE / "evidence").glob(f"{kept}.*"):
             shutil.copy(file, house / "evidence")
-    for file in {"tests/__init__.py", "tests/evidence_key.py"} | evidence_key.of_served():
-        (house / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HOUSE / file, house / file)
-    for slug, module, works in (
-        ("rope_kv_store", "rope_kv_store_kernel", ("all layers", "sliding window")),
-        ("layernorm", "layernorm_kernel", ("k_norm",)),
+    for slug, works in (
+        ("rope_kv_store", ("all layers", "sliding window")),
+        ("layernorm", ("k_norm",)),
     ):
-        kept = house / "evidence" / f"{slug}.Invented-GPU.json"
-        kept.write_text(json.dumps(invented_bench(slug, module, works)))
+        store.write(house / f"evidence/{slug}.Invented-GPU.jsonl", *invented_bench(slug, works))
     release = series.load(HOUSE).releases["0.5.10.post1"]
     result = {
         "verdict": "PASS",
@@ -102,10 +103,10 @@ def house(tmp_path_factory):
         "patched": 0.96,
         "verdict": "INCONCLUSIVE",
         "expected": "REGRESSION",
-        "digest": evidence_key.digest_of(["indexer"]),
-        "judged_by": evidence_key.digest(evidence_key.of_served()),
+        "digest": keys.digest_of(["indexer"]),
+        "judged_by": keys.digest(keys.of_served()),
     }
-    (house / "evidence/regression-faults.json").write_text(json.dumps([missed]))
+    store.write(house / "evidence/regression-faults.jsonl", {}, [missed])
     return house
 
 
@@ -195,8 +196,8 @@ def test_tests_that_take_minutes_are_told_with_what_became_of_them(text, other):
     assert "Not run yet: <code>ci/test --long" in text
     row = {"layer": "regression", "subject": "end_to_end", "release": "any", "arch": "any"}
     row |= {"passed": 8, "skipped": 0, "selection": "long"}
-    key = evidence_key.key("cpu", evidence_key.everything() | evidence_key.of_served())
-    (other / "evidence/tests.cpu.json").write_text(json.dumps({"key": key, "rows": [row]}))
+    key = keys.key("cpu", keys.of_tests())
+    store.write(other / "evidence/tests.cpu.jsonl", {"key": key}, [row])
 
     def told():
         rows = re.findall(r"<tr>.*?</tr>", report.page(other).partition("by themselves")[2], re.S)
@@ -204,14 +205,14 @@ def test_tests_that_take_minutes_are_told_with_what_became_of_them(text, other):
 
     assert '<span class="badge good">8</span>' in told()
     decide = other / "ci/regression/decide.py"
-    decide.write_text(decide.read_text() + "\n# changed\n")
+    decide.write_text(decide.read_text() + "\nCHANGED = 1\n")
     assert '<span class="badge old">8</span> <span class="badge old">stale</span>' in told()
 
 
 def test_a_case_that_upstream_refuses_is_told_as_that(other):
     row = {"case": "a model", "release": "0.5.9", "arch": "gfx942", "slugs": ["layernorm"]}
-    counts = json.dumps([row | {"pristine": None, "patched": 90, "changed": {}}])
-    (other / "evidence/launches.json").write_text(counts)
+    row |= {"pristine": None, "patched": 90, "changed": {}}
+    store.write(other / "evidence/launches.jsonl", {}, [row])
     assert "refused → 90" in row_of(report.page(other), "0.5.9", "layernorm")
 
 
@@ -225,11 +226,9 @@ def test_the_estimate_is_marked_and_follows_the_bytes(text):
 
 
 def test_products_that_take_longer_than_the_bytes_are_told_beside_them(other):
-    path = other / "evidence/layernorm.Invented-GPU.json"
-    content = json.loads(path.read_text())
-    for row in content["rows"]:
-        row["products_us"] = row["ours_us"] / 2.5
-    path.write_text(json.dumps(content))
+    path = other / "evidence/layernorm.Invented-GPU.jsonl"
+    header, rows = store.read(path)
+    store.write(path, header, [row | {"products_us": row["ours_us"] / 2.5} for row in rows])
     speed = cell_of(row_of(report.page(other), "0.5.10.post1", "layernorm"), "8192 tokens")
     assert "× floor</span><small>2.50 × products</small>" in speed
 
@@ -242,7 +241,11 @@ def test_a_floor_below_a_hundredth_is_not_shown_as_none(text):
 
 def test_evidence_goes_stale_with_its_kernel_and_is_marked(other):
     kernel = other / "overlay/sglang/srt/rocm_patches/layernorm_kernel.py"
-    kernel.write_text(kernel.read_text() + "\n# changed\n")
+    kernel.write_text(
+        kernel.read_text().replace(
+            "def _layernorm_kernel(", "def _layernorm_kernel(\n    other_ptr,"
+        )
+    )
     text = report.page(other)
     assert 'title="Invented-GPU">stale' in row_of(text, "0.5.10.post1", "layernorm")
     assert 'title="Invented-GPU">stale' not in row_of(text, "0.5.10.post1", "rope-kv-store")
@@ -267,11 +270,9 @@ def test_what_is_unsure_does_not_look_stale():
 
 
 def test_the_chip_that_a_test_passed_as_is_read_without_a_pointer(other):
-    path = other / "evidence/tests.cpu.json"
-    content = json.loads(path.read_text())
+    path = other / "evidence/tests.cpu.jsonl"
     # Fresh, whatever it is here.
-    content["key"] = evidence_key.key("cpu", evidence_key.everything())
-    path.write_text(json.dumps(content))
+    store.write(path, {"key": keys.key("cpu", keys.of_tests())}, store.read(path).rows)
     proven = cell_of(row_of(report.page(other), "0.5.10.post1", "layernorm"), "proven on")
     assert "<small>as gfx942 and gfx950</small>" in proven
 

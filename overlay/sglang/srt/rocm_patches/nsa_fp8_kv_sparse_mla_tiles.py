@@ -31,8 +31,9 @@ PASSES = {
     tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True,
 }
 
-# In native instructions: uint32_t e4m3x2_to_f16x2(uint16_t), of the chip's own format, NaN included;
-# float power_of_2(float), which may be 0 below 2^-126: exp2f takes four instructions more for that.
+# Two functions in native instructions. `uint32_t e4m3x2_to_f16x2(uint16_t)` converts two values of
+# the chip's own e4m3 format, NaN included. `float power_of_2(float)` may return 0 below 2^-126:
+# exp2f takes four instructions more to be right there.
 NATIVE = {
     "cuda": """
 __device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {

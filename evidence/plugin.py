@@ -1,19 +1,19 @@
-"""`--evidence=FOLDER`: what a green run has shown, on which device, with which versions.
+"""pytest's option `--evidence=FOLDER`: what a green run has shown, on which device.
 
-Writes `tests.<device>.json`: the key (evidence_key.py, with every patch and overlay module, and
-what judges real servers) and rows of `layer, subject, release, arch, passed, skipped, selection`,
-one for each test file, release and architecture. A run with a failure writes nothing: there is
+Writes `tests.<device>.jsonl`: the key (`key.of_tests`) and rows of
+`layer, subject, release, arch, passed, skipped, selection`, one for each test file, release and
+architecture. A run with a failure writes nothing: there is
 nothing to cite. ci/test and ci/test --long are two halves of one suite: either keeps the other's.
 """
 
 import collections
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests import evidence_key
+from evidence import key as keys
+from evidence import store
 
 OTHER_HALF = {"long": "not long", "not long": "long"}
 
@@ -50,21 +50,21 @@ class Evidence:
             | {"selection": selection}
             for (layer, subject, release, arch), count in sorted(self.counts.items())
         ]
-        key = evidence_key.key(device, evidence_key.everything() | evidence_key.of_served())
+        header = {"subject": "tests", "key": keys.key(device, keys.of_tests())}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / evidence_key.file_name("tests", device)
-        rows += _kept(path, key, OTHER_HALF.get(selection))
-        path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n")
+        path = self.folder / store.file_name("tests", device)
+        rows += _kept(path, header, OTHER_HALF.get(selection))
+        store.write(path, header, rows)
 
 
-def _kept(path: Path, key: dict, selection: str | None) -> list[dict]:
-    """The rows of another selection, if they were of the same files and versions."""
+def _kept(path: Path, header: dict, selection: str | None) -> list[dict]:
+    """The rows of another selection, if they were of the same code and versions."""
     if not path.exists():
         return []
-    before = json.loads(path.read_text())
-    if before["key"] != key:
+    before = store.read(path)
+    if before.header != header:
         return []
-    return [row for row in before["rows"] if row["selection"] == selection]
+    return [row for row in before.rows if row["selection"] == selection]
 
 
 def _device(name: str) -> str:

@@ -3,6 +3,10 @@
 import os
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036  # this file alone is read by any Python
+    version = sys.version.split()[0]
+    sys.exit("apply.py needs Python 3.10 or newer; " + sys.executable + " is " + version)
+
 if __name__ == "__main__":
     try:  # around the imports too: Ctrl-C may come at once
         import signal

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
-from patchset import commands, report, series, state, tree
+from patchset import VERSION, commands, manifest, report, series, state, tree
 from patchset.commands import Outcome, Request
 from patchset.errors import Refused, WrongUsage
 from patchset.series import PatchSet
@@ -23,6 +24,25 @@ _EXIT_CODES = (
     "exit codes: 0 done or nothing to do; 1 refused, and nothing was written; 2 wrong usage; "
     "130 interrupted, the tree as before or as asked"
 )
+
+
+class _OnTree(NamedTuple):
+    run: Callable[[Request, Tree], Outcome]
+    summary: str
+
+
+_ON_TREE = {
+    "apply": _OnTree(commands.turn_on, "turn slugs on"),
+    "revert": _OnTree(
+        commands.turn_off, "turn slugs off; with all off, the tree is the release again"
+    ),
+    "status": _OnTree(commands.status, "say what a tree is and which slugs are on; writes nothing"),
+    "verify": _OnTree(
+        commands.verify, "succeed only if exactly these slugs are on and every byte is right"
+    ),
+}
+# What lays or vouches for files of the set; the others work with what is there.
+_NEED_WHOLE_SET = ("apply", "verify", "export")
 
 
 def main(argv: Sequence[str], home: Path) -> int:
@@ -41,10 +61,17 @@ def _run(argv: Sequence[str], home: Path) -> tuple[int, Outcome]:
     found, patchset = None, PatchSet({}, {})
     try:
         args = _parser().parse_args(argv)
+        if args.command in _NEED_WHOLE_SET:
+            manifest.prove(home)
         patchset = series.load(home)
-        slugs = _slugs(args, patchset)
-        found = _tree(args, home) if "tree" in args else None
-        outcome = args.command(Request(args, slugs, patchset, found, home))
+        request = _request(args, patchset, home)
+        if args.command in _ON_TREE:
+            found = _tree(args, patchset, home)
+            outcome = _ON_TREE[args.command].run(request, found)
+        elif args.command == "list":
+            outcome = commands.show_releases(request)
+        else:
+            outcome = commands.show_diff(request)
         return (DONE if outcome.good else REFUSED), outcome
     except NotMovable as refusal:
         text = report.not_movable(refusal.state, home)
@@ -73,7 +100,8 @@ def _tell(code: int, outcome: Outcome, argv: Sequence[str]) -> None:
         print(f"apply.py: {_for(sys.stderr, outcome)}", file=sys.stderr)
     elif "--quiet" not in argv:
         # As bytes: a diff must arrive as it is, whatever the terminal's encoding.
-        sys.stdout.buffer.write(_for(sys.stdout, outcome).encode())
+        # A path that is not UTF-8 goes out with the bytes that it came in with.
+        sys.stdout.buffer.write(_for(sys.stdout, outcome).encode(errors="surrogateescape"))
         if not outcome.text.endswith("\n"):
             sys.stdout.buffer.write(b"\n")
     sys.stdout.flush()
@@ -87,21 +115,41 @@ def _for(stream: TextIO, outcome: Outcome) -> str:
 # What was asked -------------------------------------------------------------------------------
 
 
-def _slugs(args: argparse.Namespace, patchset: PatchSet) -> list[str]:
+def _request(args: argparse.Namespace, patchset: PatchSet, home: Path) -> Request:
     slugs = list(dict.fromkeys(getattr(args, "slugs", ())))
     unknown = [slug for slug in slugs if slug not in patchset.slugs]
     if unknown:
         known = ", ".join(patchset.slugs)
         raise WrongUsage(f"there is no slug {unknown[0]!r}; there are: {known}")
-    return slugs
+    which = []
+    for option in ("tree", "fetch"):
+        value = getattr(args, option, None)
+        if value == "":
+            raise WrongUsage(f"--{option} is empty; is the variable that it came from unset?")
+        which += [f"--{option}", value] if value else []
+    return Request(
+        args.command,
+        slugs,
+        patchset,
+        home,
+        which,
+        dry_run=getattr(args, "dry_run", False),
+        release=getattr(args, "release", ""),
+    )
 
 
-def _tree(args: argparse.Namespace, home: Path) -> Tree:
+def _tree(args: argparse.Namespace, patchset: PatchSet, home: Path) -> Tree:
     if args.tree:
+        if os.path.isfile(args.tree):
+            raise Refused(f"{args.tree} is a file; --tree takes a folder that holds sglang")
         return tree.at(args.tree)
     if args.fetch:
         from patchset.fetch import fetched  # pip and zip files are seldom needed
 
+        if not re.fullmatch(r"\d[0-9A-Za-z.]*", args.fetch):
+            raise WrongUsage(f"{args.fetch!r} is no release; it looks like 0.5.10.post1")
+        if args.fetch not in patchset.covers:
+            raise Refused(report.uncovered(f"this is sglang {args.fetch}", args.fetch, patchset))
         return tree.at(str(fetched(args.fetch, home / "build")))
     return tree.imported(sys.path)
 
@@ -118,39 +166,35 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         allow_abbrev=False,
     )
-    adders = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"rocm-patches {VERSION}")
+    adders = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
 
-    def add(run: commands.Command, summary: str) -> argparse.ArgumentParser:
+    def add(command: str, summary: str) -> argparse.ArgumentParser:
         added = adders.add_parser(
-            run.__name__,
+            command,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=_EXIT_CODES,
             allow_abbrev=False,
         )
-        added.set_defaults(command=run)
         added.add_argument("--json", action="store_true", help="print one JSON object")
+        added.add_argument("--quiet", action="store_true", help="print refusals only")
+        if command not in ("status", "list"):
+            added.add_argument("slugs", nargs="*", metavar="SLUG", help="all, if none is named")
         return added
 
-    for run, summary in (
-        (commands.apply, "turn slugs on"),
-        (commands.revert, "turn slugs off; with all off, the tree is the release again"),
-    ):
-        moving = add(run, summary)
-        moving.add_argument("slugs", nargs="*", metavar="SLUG", help="all, if none is named")
-        moving.add_argument("--dry-run", action="store_true", help="say what would change")
-        _add_tree(moving)
-    _add_tree(add(commands.status, "say what a tree is and which slugs are on; writes nothing"))
-    _add_tree(add(commands.verify, "succeed only if every slug is on and every byte is right"))
-    add(commands.list, "the releases, their slugs, what each does and needs; needs no tree")
-    exporting = add(commands.export, "one diff of patches and overlay, for git apply or git am")
-    exporting.add_argument("slugs", nargs="*", metavar="SLUG", help="all, if none is named")
+    for command, (_, summary) in _ON_TREE.items():
+        added = add(command, summary)
+        if command in ("apply", "revert"):
+            added.add_argument("--dry-run", action="store_true", help="say what would change")
+        _add_tree(added)
+    add("list", "the releases, their slugs, what each does and needs; needs no tree")
+    exporting = add("export", "one diff of patches and overlay, for git apply or git am")
     exporting.add_argument("--release", required=True, metavar="R", help="which release")
     return parser
 
 
 def _add_tree(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="print refusals only")
     which = parser.add_argument_group(
         "which tree", "without either, the sglang that this Python would import"
     ).add_mutually_exclusive_group()

@@ -1,14 +1,14 @@
 """One function per command: what it does with a request, and what comes of it."""
 
-import argparse
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patchset import report, transition
+from patchset import VERSION, manifest, report, transition
 from patchset import state as states
 from patchset.errors import Refused
+from patchset.export import export
 from patchset.journal import Journal
 from patchset.series import PatchSet, Release
 from patchset.state import NotMovable, State
@@ -16,24 +16,17 @@ from patchset.tree import Tree
 
 
 class Request(NamedTuple):
-    args: argparse.Namespace
+    command: str
     slugs: Sequence[str]  # those named; none means all
     patchset: PatchSet
-    tree: Tree | None  # None for the commands that need none
     home: Path
-
-    def found(self) -> Tree:
-        assert self.tree
-        return self.tree
+    which: Sequence[str]  # the words that name the tree, for the commands that are suggested
+    dry_run: bool
+    release: str  # of an export
 
     def again(self, *words: str) -> str:
         """The command line of another command for the same tree."""
-        which = []
-        if self.args.tree:
-            which = ["--tree", self.args.tree]
-        elif self.args.fetch:
-            which = ["--fetch", self.args.fetch]
-        return report.command(*words, *which)
+        return report.command(*words, *self.which)
 
 
 class Outcome(NamedTuple):
@@ -43,18 +36,15 @@ class Outcome(NamedTuple):
     is_diff: bool = False  # for git, and so as it is
 
 
-Command = Callable[[Request], Outcome]
-
-
-def apply(request: Request) -> Outcome:
+def turn_on(request: Request, tree: Tree) -> Outcome:
     def wanted(state: State) -> frozenset[str]:
         release = _release(state)
         return state.on | release.required(_present(release, request))
 
-    return _move(request, wanted)
+    return _move(request, tree, wanted)
 
 
-def revert(request: Request) -> Outcome:
+def turn_off(request: Request, tree: Tree) -> Outcome:
     def wanted(state: State) -> frozenset[str]:
         release = _release(state)
         off = set(_present(release, request))
@@ -65,74 +55,84 @@ def revert(request: Request) -> Outcome:
                 raise Refused(f"{slug} is on and requires {needed[0]}\nturn both off: {both}")
         return state.on - off
 
-    return _move(request, wanted)
+    return _move(request, tree, wanted)
 
 
-def status(request: Request) -> Outcome:
-    state = states.read(request.found(), request.patchset)
+def status(request: Request, tree: Tree) -> Outcome:
+    state = states.read(tree, request.patchset)
     if not state.release:
         text = report.not_movable(state, request.home)
         return Outcome(True, text, report.as_json(state, text))
-    summary = _unfinished(request) or _standing(request, state)
+    summary = _unfinished(tree) or _standing(request, state)
     parts = [report.headline(state), report.status_table(state), report.wrong_files(state), summary]
     text = "\n\n".join(part for part in parts if part)
     return Outcome(True, text, report.as_json(state, summary))
 
 
-def verify(request: Request) -> Outcome:
-    state = states.read(request.found(), request.patchset)
-    unfinished = _unfinished(request)
+def verify(request: Request, tree: Tree) -> Outcome:
+    """Good where exactly the named slugs, and what they require, are on: all, if none is named."""
+    state = states.read(tree, request.patchset)
+    unfinished = _unfinished(tree)
     if not unfinished and state.status in (states.DRIFTED, states.UNKNOWN_RELEASE):
         raise NotMovable(state)
-    off = [slug for slug in state.nearest.patches if slug not in state.on]
-    if not (off or state.wrong or unfinished):
-        text = f"{report.headline(state)}\nevery slug is on and every byte is right"
+    asked = state.nearest.required(_present(state.nearest, request))
+    off = [slug for slug in state.nearest.patches if slug in asked - state.on]
+    beyond = [slug for slug in state.nearest.patches if slug in state.on - asked]
+    if not (off or beyond or state.wrong or unfinished):
+        on = f"on: {', '.join(request.slugs)};" if request.slugs else "every slug is on and"
+        text = f"{report.headline(state)}\n{on} every byte is right"
         return Outcome(True, text, report.as_json(state, text))
     what = [f"off: {', '.join(off)}"] if off else []
+    what += [f"on, but not asked for: {', '.join(beyond)}"] if beyond else []
     what += [report.wrong_files(state)] if state.wrong else []
-    what += [unfinished or f"to turn all on: {request.again('apply')}"]
+    if unfinished:
+        what += [unfinished]
+    elif off or not beyond:
+        what += [f"to turn on what was asked for: {request.again('apply', *request.slugs)}"]
+    if beyond and not unfinished:
+        what += [f"to turn off the rest: {request.again('revert', *beyond)}"]
     text = "\n".join([report.headline(state), *what])
     return Outcome(False, text, report.as_json(state, text))
 
 
-def list(request: Request) -> Outcome:
-    text = report.listing(request.patchset)
-    shown = report.as_json(None, text, releases=report.listing_json(request.patchset))
+def show_releases(request: Request) -> Outcome:
+    digest = manifest.digest(request.home)
+    text = f"patch set {VERSION}, digest {digest}\n\n{report.listing(request.patchset)}"
+    releases = report.listing_json(request.patchset)
+    shown = report.as_json(None, text, version=VERSION, digest=digest, releases=releases)
     return Outcome(True, text, shown)
 
 
-def export(request: Request) -> Outcome:
-    from patchset.export import export as exported
-
-    release = request.patchset.release(request.args.release)
+def show_diff(request: Request) -> Outcome:
+    release = request.patchset.release(request.release)
     on = release.required(_present(release, request))
-    text = exported(request.patchset, release, on).decode()
+    text = export(request.patchset, release, on).decode()
     message = f"{len(on)} slugs of {release.name} as one diff"
     shown = report.as_json(None, message, release=release.name, digest=release.digest, diff=text)
     return Outcome(True, text, shown, is_diff=True)
 
 
-def _move(request: Request, wanted: Callable[[State], Collection[str]]) -> Outcome:
-    args = request.args
+def _move(request: Request, tree: Tree, wanted: Callable[[State], Collection[str]]) -> Outcome:
     move = transition.move(
-        request.found(),
+        tree,
         request.patchset,
         wanted,
-        purpose=" ".join([args.command.__name__, *request.slugs]),
-        dry_run=args.dry_run,
+        purpose=" ".join([request.command, *request.slugs]),
+        dry_run=request.dry_run,
         tell=lambda line: print(f"apply.py: {line}", file=sys.stderr, flush=True),
     )
     lines = [move.recovered] if move.recovered else []
     if not move.changed:
         lines += ["nothing to do: the tree is as asked"]
-    elif args.dry_run:
+    elif request.dry_run:
         lines += [f"{len(move.changed)} files would change; nothing was written"]
         lines += [f"  {path}" for path in move.changed]
     else:
         lines += [f"{len(move.changed)} files changed, every byte proven"]
         lines += [f"check at any time: {request.again('status')}"]
     message = "\n".join(lines)
-    text = f"{report.headline(move.after)}\n\n{report.move_table(move, args.dry_run)}\n\n{message}"
+    table = report.move_table(move, request.dry_run)
+    text = f"{report.headline(move.after)}\n\n{table}\n\n{message}"
     return Outcome(True, text, report.as_json(move.after, message, changed=move.changed))
 
 
@@ -152,8 +152,8 @@ def _present(release: Release, request: Request) -> Sequence[str]:
     return [slug for slug in slugs if slug in release.patches]
 
 
-def _unfinished(request: Request) -> str | None:
-    journal = Journal(request.found())
+def _unfinished(tree: Tree) -> str | None:
+    journal = Journal(tree)
     purpose = journal.interrupted()
     if not purpose:
         return None
@@ -165,11 +165,11 @@ def _unfinished(request: Request) -> str | None:
 def _standing(request: Request, state: State) -> str:
     """What the status means for the user, and the command that follows."""
     if state.status == states.DRIFTED:
-        return f"apply and revert refuse such a tree; {report.remedy(state, request.home)}"
+        return f"apply and revert refuse such a tree\n{report.remedy(state, request.home)}"
     if state.status != states.PARTIAL:
         return ""
-    older = any(file.status == states.OUTDATED for file in state.files)
-    why = "an older revision of this set patched it" if older else "it is between two states"
+    outdated = any(file.status == states.OUTDATED for file in state.files)
+    why = "another revision of this set patched it" if outdated else "it is between two states"
     return (
         f"{why}; to turn all on: {request.again('apply')}\n"
         f"or to get the release back: {request.again('revert')}"

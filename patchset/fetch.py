@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from patchset.errors import Refused, WrongUsage
@@ -47,13 +48,24 @@ def _download(release: str, folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = [line for line in done.stderr.splitlines() if "WARNING" not in line]
-        why = said[-1] if said else "it fetched nothing"
+        said = done.stderr.splitlines()
         raise Refused(
-            f"pip could not download sglang {release}: {why}\n"
+            f"{_why_not(release, said)}\n"
             f"see why with: {sys.executable} -m pip download --no-deps sglang=={release}"
         )
     return wheels[0]
+
+
+def _why_not(release: str, said: Sequence[str]) -> str:
+    """What pip's words mean: without a network it too ends with `No matching distribution`."""
+    unreachable = [line for line in said if "Retrying (" in line or "Could not fetch URL" in line]
+    if unreachable:
+        why = unreachable[-1].removeprefix("WARNING: ").strip()
+        return f"pip could not reach the package index for sglang {release}: {why}"
+    if any("No matching distribution" in line for line in said):
+        return f"the package index has no wheel of sglang {release} that this Python's pip takes"
+    last = next((line for line in reversed(said) if "WARNING" not in line), "it fetched nothing")
+    return f"pip could not download sglang {release}: {last}"
 
 
 def _check(unpacked: Path, release: str) -> None:

@@ -1,7 +1,9 @@
 """What the user reads: tables, what is wrong with which file, the next command, the JSON object."""
 
+import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -28,7 +30,7 @@ _MEANING = {
     states.CRLF: "the release's text, but with CRLF line ends",
     states.DRIFTED: "no state of any covered release has it so",
     states.KNOWN: "right for another state of the tree",
-    states.OUTDATED: "an older revision of this set made it",
+    states.OUTDATED: "another revision of this set made it",
     states.STRAY: "nothing this set lays; the folder is its own",
     states.STALE: "its rows do not match the files",
 }
@@ -37,7 +39,7 @@ _MEANING = {
 def as_json(state: State | None, message: str, **rest: Any) -> dict[str, Any]:
     release = state.release if state else None
     shown: dict[str, Any] = {
-        "release": release.name if release else None,
+        "release": release.name if release else state.published if state else None,
         "tree": str(state.tree.package) if state else None,
         "state": slug_states(state, state.on) if state else {},
         "status": state.status if state else None,
@@ -50,8 +52,10 @@ def as_json(state: State | None, message: str, **rest: Any) -> dict[str, Any]:
 
 
 def slug_states(state: State, on: Collection[str]) -> dict[str, str]:
-    release = state.release
+    release, known = state.release, state.patchset.published
     patches, upstream = (release.patches, release.upstream) if release else ((), ())
+    if state.published:
+        upstream = tuple(known.upstream(state.published, "whole"))
     return {
         slug: "upstream"
         if slug in upstream
@@ -72,7 +76,7 @@ def headline(state: State) -> str:
     if not release:
         called = state.tree.version()
         itself = f", which calls itself {called}," if called else ""
-        return f"{state.tree.package}{itself} is of no covered release"
+        return f"{state.tree.package}{itself} is no published release that this set knows"
     same = f" (same files: {', '.join(release.also)})" if release.also else ""
     return (
         f"sglang {release.name}{same} in {state.tree.package}\n"
@@ -132,12 +136,17 @@ def _why(state: State, file: FileState) -> str:
 
 
 def not_movable(state: State, home: Path) -> str:
+    if state.published:
+        return uncovered(
+            f"{state.tree.package} is sglang {state.published}", state.published, state.patchset
+        )
     if not state.release:
+        ids = state.nearest.pristine_ids()
+        differ = sum(file.path in ids for file in state.wrong)
         return (
             f"{headline(state)}; covered are: {state.patchset.covered()}\n"
-            f"the nearest is {state.nearest.name}, from which these files differ:\n"
-            f"{wrong_files(state)}\n"
-            f"install a covered release; for what each has: {command('list')}"
+            f"the nearest is {state.nearest.name}: {differ} of the {len(ids)} files that its "
+            f"patches touch differ; install a covered release: {command('list')}"
         )
     count = sum(file.status in states.FOREIGN for file in state.files)
     return (
@@ -147,31 +156,62 @@ def not_movable(state: State, home: Path) -> str:
     )
 
 
+def uncovered(what: str, release: str, patchset: PatchSet) -> str:
+    """Two lines about a published release for which there is no series."""
+    known = patchset.published
+    if release not in known.releases:
+        return (
+            f"{what}, which no series covers; covered are: {patchset.covered()}\n"
+            f"name one of these, or a tree with --tree PATH: {command('list')}"
+        )
+    whole, part = (", ".join(known.upstream(release, how)) for how in ("whole", "part"))
+    has = [f"{whole} upstream" if whole else "none of the slugs whole upstream"]
+    has += [f"{part} in part" if part else ""]
+    return (
+        f"{what}, which no series covers; covered are: {patchset.covered()}\n"
+        f"it has {', and '.join(filter(None, has))}; the nearest series is "
+        f"{known.nearest(release, patchset.covers)}: {command('list')}"
+    )
+
+
 def remedy(state: State, home: Path) -> str:
-    """The one command that gives up what stands in the way."""
+    """How to look at what stands in the way, and the commands that give it up, in their order."""
     tree, release = state.tree, state.release
     assert release
     drifted = [file for file in state.files if file.status in states.FOREIGN]
     own = [str(tree.file(f.path)) for f in drifted if f.path.startswith(OVERLAY + "/")]
     theirs = [str(tree.file(f.path)) for f in drifted if not f.path.startswith(OVERLAY + "/")]
-    if own:
-        return f"save what you want to keep of it, then: rm {shlex.join(own)}"
+    git = f"git -C {shlex.quote(str(tree.root))}"
     if tree.root.parent == home / "build":
         return f"to fetch the release anew: rm -r {shlex.quote(str(tree.root))}"
-    if tree.records():
-        name = tree.records()[0].partition("-")[0].replace("_", "-")
-        version = tree.version() if tree.version() in release.also else release.name
-        pip = "python3 -m pip install --force-reinstall --no-deps"
-        return f"to give up what differs: {pip} {name}=={version}"
-    git = f"git -C {shlex.quote(str(tree.root))}"
-    if all(file.status == states.CRLF for file in drifted):
+    if theirs and all(file.status == states.CRLF for file in drifted):
         again = f"{git} -c core.autocrlf=false checkout -- {shlex.join(theirs)}"
         return f"to get the release's line ends: {again}"
-    return f"to give up what differs: {git} checkout v{release.name} -- {shlex.join(theirs)}"
+    lines = ["copy what you want to keep, then give up what differs:"]
+    lines += [f"rm {shlex.join(own)}"] if own else []
+    if theirs and tree.records():
+        name = tree.records()[0].partition("-")[0].replace("_", "-")
+        version = tree.version() if tree.version() in release.also else release.name
+        pip = f"{python()} -m pip install --force-reinstall --no-deps"
+        lines += [f"{pip} {name}=={version}"]
+    elif theirs:
+        lines[:0] = [f"to see what differs: {git} diff v{release.name} -- {shlex.join(theirs)}"]
+        lines += [f"{git} checkout v{release.name} -- {shlex.join(theirs)}"]
+    return "\n".join(lines)
 
 
 def command(*words: str) -> str:
-    return shlex.join(["python3", sys.argv[0], *words])
+    return shlex.join([python(), sys.argv[0], *words])
+
+
+def python() -> str:
+    """The Python that is running, by its short name where that is the one a shell finds."""
+    found = shutil.which("python3")
+    return "python3" if found and _folder(found) == _folder(sys.executable) else sys.executable
+
+
+def _folder(executable: str) -> str:
+    return os.path.realpath(os.path.dirname(executable))
 
 
 # The patch set --------------------------------------------------------------------------------
@@ -209,6 +249,8 @@ def _release(release: Release) -> str:
             "off with": f"{said.get('Switch', '')}=0",
         }
         for name, fact in facts.items():
+            if not fact:
+                continue
             wrapped = textwrap.wrap(fact, WIDTH - 13, break_on_hyphens=False)
             lines += [
                 f"    {head:<9}{text}" for head, text in zip_longest([name], wrapped, fillvalue="")

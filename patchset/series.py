@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 from patchset.diff import DiffError, FileDiff, blob_id, neighbours, parse
 from patchset.errors import Refused, WrongUsage
+from patchset.published import Published, version
+from patchset.published import load as load_published
 
 # Where the overlay lands, and the only folder of a tree in which the tool creates files.
 OVERLAY = "sglang/srt/rocm_patches"
@@ -36,13 +37,16 @@ class Release(NamedTuple):
     self_report: Patch | None
     digest: str  # of the series and the overlay together
 
+    @property
+    def every(self) -> list[Patch]:
+        """The series and the self-report."""
+        return [*self.patches.values(), *([self.self_report] if self.self_report else [])]
+
     def touching(self, path: str) -> list[Patch]:
-        every = [*self.patches.values(), *([self.self_report] if self.self_report else [])]
-        return [patch for patch in every if path in patch.diffs]
+        return [patch for patch in self.every if path in patch.diffs]
 
     def pristine_ids(self) -> dict[str, str]:
-        every = [*self.patches.values(), *([self.self_report] if self.self_report else [])]
-        return {path: diff.old_id for patch in every for path, diff in patch.diffs.items()}
+        return {path: diff.old_id for patch in self.every for path, diff in patch.diffs.items()}
 
     def diffs(self, path: str, on: Iterable[str]) -> list[FileDiff]:
         """The diffs of `path` while the slugs `on` are on, the self-report's among them."""
@@ -63,6 +67,7 @@ class Release(NamedTuple):
 class PatchSet(NamedTuple):
     releases: Mapping[str, Release]
     overlay: Mapping[str, bytes]  # by path in the tree
+    published: Published = Published((), {}, {})
 
     @property
     def slugs(self) -> list[str]:
@@ -71,15 +76,18 @@ class PatchSet(NamedTuple):
             dict.fromkeys(s for r in self.releases.values() for s in (*r.patches, *r.upstream))
         )
 
+    @property
+    def covers(self) -> dict[str, str]:
+        """Every covered release, and the series that is for it."""
+        return {name: r.name for r in self.releases.values() for name in (r.name, *r.also)}
+
     def release(self, name: str) -> Release:
-        for release in self.releases.values():
-            if name == release.name or name in release.also:
-                return release
-        raise WrongUsage(f"no series covers release {name}; covered are: {self.covered()}")
+        if name not in self.covers:
+            raise WrongUsage(f"no series covers release {name}; covered are: {self.covered()}")
+        return self.releases[self.covers[name]]
 
     def covered(self) -> str:
-        names = [name for r in self.releases.values() for name in (r.name, *r.also)]
-        return ", ".join(sorted(names)) or "none"
+        return ", ".join(sorted(self.covers, key=version)) or "none"
 
     def laid(self, on: Iterable[str]) -> dict[str, bytes]:
         """The overlay files of a tree in which the slugs `on` are on."""
@@ -104,22 +112,20 @@ class PatchSet(NamedTuple):
 def load(home: Path) -> PatchSet:
     """The patch set of the checkout at `home`; a damaged one is refused as a whole."""
     overlay = _overlay(home / "overlay")
-    folders = sorted((p.parent for p in (home / "patches").glob("*/release.json")), key=_version)
+    folders = [path.parent for path in (home / "patches").glob("*/release.json")]
+    folders.sort(key=lambda folder: version(folder.name))
     if not folders:
         raise Refused(f"{home / 'patches'} holds no release; get a complete checkout of this set")
     try:
         releases = [_release(folder, overlay) for folder in folders]
+        published = load_published(home / "patches")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise Refused(
             f"the patch set itself is damaged: {fault}\n"
-            f"restore it, in its checkout: git checkout -- patches overlay"
+            "see what differs, in its checkout: git diff -- patches overlay\n"
+            "if nobody means to keep that: git checkout -- patches overlay"
         ) from fault
-    return PatchSet({release.name: release for release in releases}, overlay)
-
-
-def _version(folder: Path) -> list[int]:
-    """0.5.9 is older than 0.5.10."""
-    return [int(number) for number in re.findall(r"\d+", folder.name)]
+    return PatchSet({release.name: release for release in releases}, overlay, published)
 
 
 def _overlay(root: Path) -> dict[str, bytes]:

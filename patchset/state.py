@@ -16,7 +16,7 @@ from patchset.tree import Tree
 # Of a file
 RIGHT, ABSENT, DRIFTED = "right", "absent", "drifted"
 KNOWN = "known"  # its content belongs to another state than the rest of the tree
-OUTDATED = "outdated"  # an older revision of this patch set made it
+OUTDATED = "outdated"  # another revision of this patch set made it
 STRAY = "stray"  # nothing this tool ever laid
 CRLF = "crlf"  # the release's text with other line ends than the release's
 STALE = "stale"  # a RECORD whose rows do not match the files
@@ -49,15 +49,12 @@ class State(NamedTuple):
     on: frozenset[str]
     files: list[FileState]
     touched: Mapping[str, Touched]
-    nearest: Release  # the release, or for an unknown one that which shares most files
+    nearest: Release  # the release, or for an unknown one that which is most like it
+    published: str | None = None  # the name of a published release that no series covers
 
     @property
     def wrong(self) -> list[FileState]:
         return [file for file in self.files if file.status != RIGHT]
-
-    def image(self, on: Collection[str]) -> dict[str, bytes]:
-        """Every file that the tool answers for, as it is while the slugs `on` are on."""
-        return _image(self.tree, self.patchset, self.nearest, self.touched, on)
 
 
 class NotMovable(Refused):
@@ -77,19 +74,32 @@ def read(tree: Tree, patchset: PatchSet) -> State:
     ]
     # Most files first; a release that says so itself wins only among equals.
     release, touched = max(views, key=lambda view: (_share(*view), view[0].name == record.release))
+    published = _uncovered(tree, patchset) if _share(release, touched) < 1 else None
+    if published:
+        nearest = patchset.published.nearest(published, patchset.covers)
+        release, touched = next(view for view in views if view[0].name == nearest)
     on = _slugs_on(release, touched, record)
-    image = _image(tree, patchset, release, touched, on)
-    files = _touched_states(release, touched, image)
-    if _share(release, touched) < 0.5:
-        # As many files as this would not be known if it were that release with a few changes.
-        return State(tree, patchset, None, UNKNOWN_RELEASE, frozenset(), files, touched, release)
-    files += _overlay_states(tree, patchset, record, image)
-    files += _record_states(tree, touched, image, {f.path for f in files if f.status == ABSENT})
+    made = image(patchset, release, touched, on)
+    files = _touched_states(release, touched, made)
+    unknown = State(
+        tree, patchset, None, UNKNOWN_RELEASE, frozenset(), files, touched, release, published
+    )
+    # As many files as half would not be known if it were that release with a few changes.
+    if published or _share(release, touched) < 0.5:
+        return unknown
+    files += _overlay_states(tree, patchset, release, record, made)
+    files += _record_states(tree, touched, made, {f.path for f in files if f.status == ABSENT})
     seen = {file.status for file in files}
     status = PATCHED if on else PRISTINE
     if seen - {RIGHT}:
         status = DRIFTED if seen & FOREIGN else PARTIAL
-    return State(tree, patchset, release, status, on, files, touched, release)
+    return unknown._replace(release=release, status=status, on=on, files=files)
+
+
+def _uncovered(tree: Tree, patchset: PatchSet) -> str | None:
+    """The published release that this tree is, if no series covers it."""
+    name = patchset.published.of(tree)
+    return name if name and name not in patchset.covers else None
 
 
 def belongs_to(patchset: PatchSet, path: str, data: bytes) -> list[str]:
@@ -170,13 +180,10 @@ def _slugs_on(release: Release, touched: Mapping[str, Touched], record: Record) 
 # Comparing -----------------------------------------------------------------------------------
 
 
-def _image(
-    tree: Tree,
-    patchset: PatchSet,
-    release: Release,
-    touched: Mapping[str, Touched],
-    on: Collection[str],
+def image(
+    patchset: PatchSet, release: Release, touched: Mapping[str, Touched], on: Collection[str]
 ) -> dict[str, bytes]:
+    """Every file that the tool answers for, as it is while the slugs `on` are on."""
     pristine = {path: t.pristine for path, t in touched.items() if t.pristine is not None}
     files = {path: patched(data, release.diffs(path, on)) for path, data in pristine.items()}
     if not on:
@@ -203,7 +210,7 @@ def _touched_states(
 
 
 def _overlay_states(
-    tree: Tree, patchset: PatchSet, record: Record, image: Mapping[str, bytes]
+    tree: Tree, patchset: PatchSet, release: Release, record: Record, image: Mapping[str, bytes]
 ) -> list[FileState]:
     listed = {path: tree.read(path) for path in tree.files(OVERLAY)}
     # A writer may take a file away between the listing and the reading.
@@ -223,7 +230,8 @@ def _overlay_states(
         elif found[path] == patchset.overlay.get(path):
             status = KNOWN
         elif record.overlay.get(path) == have or provenance.is_own(path, found[path]):
-            status = OUTDATED
+            # This revision may have laid it too, in another state of the tree.
+            status = KNOWN if record.digest == release.digest else OUTDATED
         else:
             status = DRIFTED if want else STRAY
         states.append(FileState(path, status, have, want))

@@ -68,7 +68,7 @@ def plan(state: State, target: Collection[str]) -> list[Change]:
         raise NotMovable(state)
     if frozenset(target) == state.on and not state.wrong:
         return []
-    image = state.image(target)
+    image = states.image(state.patchset, state.nearest, state.touched, target)
     _prove(state, image, target)
     tree = state.tree
     laid = {path for path in image if path.startswith(OVERLAY + "/")}
@@ -94,7 +94,7 @@ def _prove(state: State, image: dict[str, bytes], target: Collection[str]) -> No
         if not whole or any(blob_id(patched(file.pristine, [d])) != d.new_id for d in diffs):
             raise Refused(
                 f"the patches of release {state.release.name} do not make what they say of {path}\n"
-                "restore them, in the checkout of this set: git checkout -- patches"
+                "see what differs, in the checkout of this set: git diff -- patches"
             )
 
 

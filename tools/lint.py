@@ -17,7 +17,7 @@ HOUSE = Path(__file__).resolve().parent.parent
 if str(HOUSE) not in sys.path:
     sys.path.insert(0, str(HOUSE))
 
-from patchset import series  # noqa: E402  # the folder above is put on the path first
+from patchset import manifest, series  # noqa: E402  # the folder above is put on the path first
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
 from tools import tables  # noqa: E402
@@ -84,6 +84,20 @@ def rooms(house: Path, slug: str) -> Iterator[str]:
             yield f"{path} is missing"
 
 
+def published(patches: series.PatchSet) -> Iterator[str]:
+    """The tables of published releases, against the series."""
+    known = patches.published
+    for release in patches.releases.values():
+        where = f"patches/{release.name}"
+        for path in sorted(release.pristine_ids().keys() & {*known.files}):
+            yield f"{where} touches {path}, which tells releases apart in patches/published.json"
+        for name in (release.name, *release.also):
+            if name not in known.releases:
+                yield f"{where}: {name} is not in patches/published.json; tools/published.py {name}"
+        for slug in sorted({*release.upstream} ^ {*known.upstream(release.name, "whole")}):
+            yield f"{where}: patches/upstream.json and release.json disagree about {slug}"
+
+
 # The READMEs' tables and numbers ---------------------------------------------------------------
 
 
@@ -121,10 +135,12 @@ def problems_of(house: Path, write: bool = False) -> list[str]:
         (house / document).write_text(renewed(house, document, blocks))
     problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(house, slug)]
     for release in patches.releases.values():
-        every = [*release.patches.values(), *filter(None, [release.self_report])]
-        for patch in every:
+        for patch in release.every:
             where = f"patches/{release.name}/{patch.slug}.patch"
             problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
+    problems += published(patches)
+    stale = manifest.wrong(house)
+    problems += [f"{stale[0]}: python3 tools/manifest.py"] if stale else []
     return [*problems, *documents(house, every_table)]
 
 

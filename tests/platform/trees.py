@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from patchset import series
+from patchset import manifest, series
 from patchset.fetch import fetched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,7 @@ def _series_applied(release: str) -> Path:
     tree = BUILD / "trees" / f"sglang-{release}-{digest[:16]}"
     if not tree.is_dir():
         tree.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write(ROOT)  # whoever edits the set here and tests it means the edit
         with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
             made = Path(folder, "tree")
             ignored = shutil.ignore_patterns("__pycache__")

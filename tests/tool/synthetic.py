@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from patchset import cli
+from patchset import cli, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "sglang-1.0.dist-info/RECORD"
@@ -106,6 +106,7 @@ class House:
         self.home = home
         (home / "overlay" / LAID).mkdir(parents=True)
         (home / "patches").mkdir()
+        self.whole = True  # whether the manifest follows every edit
 
     def lay(self, *names: str, text: str = "") -> None:
         for name in names:
@@ -141,6 +142,9 @@ class House:
         before = [signal.getsignal(number) for number in numbers]
         # Tests may run in the background, where a shell has Ctrl-C ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.whole:
+            with contextlib.suppress(PermissionError):  # of another user, who edits nothing
+                manifest.write(self.home)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = cli.main([str(word) for word in argv], self.home)
@@ -158,6 +162,7 @@ class House:
 
     def installed(self) -> None:
         """Make it one that can be run as a script."""
+        manifest.write(self.home)
         shutil.copy(ROOT / "apply.py", self.home)
         shutil.copytree(
             ROOT / "patchset", self.home / "patchset", ignore=shutil.ignore_patterns("__pycache__")
@@ -168,6 +173,7 @@ def house(home: Path) -> House:
     made = House(home)
     made.lay(*OVERLAY)
     made.release("1.0", requires={"index": "norm"}, also=["1.0.post1"])
+    manifest.write(home)
     return made
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from patchset import VERSION
 from tests.tool.synthetic import RECORD, ROOT, content, synthetic_tree
 
 COMMANDS = ("apply", "revert", "status", "verify", "list", "export")
@@ -91,6 +92,10 @@ def replies(house, tree):
     yield 2, house.ask("status", "--dry-run", *where)
     yield 2, house.ask("export")
     yield 2, house.ask("apply", "--fetch", "../../etc")
+    yield 2, house.ask("apply", "--tree", "")
+    yield 2, house.ask("status", "--fetch", "")
+    yield 1, house.ask("apply", "--fetch", "9.9")
+    yield 1, house.ask("status", "--tree", tree / "sglang/srt/pool.py")
     yield 2, house.ask()
 
 
@@ -140,6 +145,114 @@ def test_the_digest_follows_every_patch_and_overlay_file(change, house):
     assert before["digest"] != after["digest"]
 
 
+@pytest.mark.parametrize("option", ["--tree", "--fetch"])
+def test_an_empty_path_is_not_the_imported_sglang(option, house, tree, monkeypatch):
+    monkeypatch.syspath_prepend(tree)
+    before = content(tree)
+    assert house.ask("status").shown["tree"] == str(tree / "sglang")
+    reply = house.ask("apply", option, "")
+    assert reply.code == 2
+    assert f"{option} is empty" in reply.shown["message"]
+    assert content(tree) == before
+
+
+def test_a_file_is_no_tree(house, tree):
+    reply = house.ask("apply", "--tree", tree / "sglang/srt/pool.py")
+    assert "pool.py is a file; --tree takes a folder" in reply.shown["message"]
+
+
+def test_a_path_that_is_not_utf8_is_patched_and_told_like_any_other(house, tree):
+    house.installed()
+    odd = os.fsencode(tree.parent) + b"/tr\xffe"
+    os.rename(tree, odd)
+    script = [sys.executable, "-I", house.home / "apply.py"]
+    for command in ("apply", "status", "verify"):
+        done = subprocess.run([*script, command, "--tree", odd], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert odd in done.stdout
+    done = subprocess.run([*script, "status", "--json", "--tree", odd], capture_output=True)
+    assert os.fsencode(json.loads(done.stdout)["tree"]) == odd + b"/sglang"
+    done = subprocess.run([*script, "verify", "norm", "--tree", odd], capture_output=True)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+
+
+def test_verify_asks_for_exactly_the_named_slugs_and_what_they_require(house, tree):
+    where = ("--tree", tree)
+    assert house.ask("apply", "index", *where).code == 0
+    assert house.ask("verify", "index", *where).code == 0
+    assert house.ask("verify", "norm", "index", *where).code == 0
+    beyond = house.ask("verify", "norm", *where)
+    assert beyond.code == 1
+    assert "on, but not asked for: index" in beyond.shown["message"]
+    assert f"revert index --tree {tree}" in beyond.shown["message"]
+    off = house.ask("verify", "index", "rope", *where)
+    assert off.code == 1
+    assert "off: rope" in off.shown["message"]
+    assert f"apply index rope --tree {tree}" in off.shown["message"]
+    assert house.ask("verify", *where).code == 1
+    (tree / "sglang/srt/rocm_patches/norm.py").unlink()
+    assert house.ask("verify", "index", *where).code == 1
+
+
+def test_the_version_is_the_one_that_the_list_names(house):
+    house.installed()
+    argv = [sys.executable, "-I", house.home / "apply.py", "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"rocm-patches {VERSION}\n"
+    assert house.run("list").out.startswith(f"patch set {VERSION}, digest ")
+    assert house.ask("list").shown["version"] == VERSION
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.8", "3.9"])
+def test_an_older_python_gets_one_sentence(version, house):
+    """Compiled for that Python where it is here; otherwise told a version like it."""
+    house.installed()
+    executable, script = python(version), house.home / "apply.py"
+    if executable is None:
+        number = tuple(int(part) for part in version.split("."))
+        lie = f"import sys; sys.version_info = {number}; sys.version = '{version}.1 (x)'; "
+        argv = [sys.executable, "-c", f"{lie}exec(open({str(script)!r}).read())"]
+    else:
+        argv = [executable, script]
+    done = subprocess.run([*argv, "list"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("apply.py needs Python 3.10 or newer; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_suggested_commands_name_the_python_that_runs_where_a_shell_finds_another(
+    house, tree, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv/bin/python3"))
+    assert f"{tmp_path}/venv/bin/python3 " in house.ask("apply", "--tree", tree).shown["message"]
+    (tree / "sglang/srt/pool.py").write_text("edited\n")
+    pip = f"{tmp_path}/venv/bin/python3 -m pip install --force-reinstall --no-deps sglang==1.0"
+    assert pip in house.ask("apply", "--tree", tree).shown["message"]
+    monkeypatch.setenv("PATH", str(tmp_path / "venv/bin"))
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    shutil.copy("/bin/true", tmp_path / "venv/bin/python3")
+    assert "to see" not in house.ask("apply", "--tree", tree).shown["message"]
+    message = house.ask("status", "--tree", tree).shown["message"]
+    assert "\npython3 -m pip install" in message
+
+
+def test_the_advice_about_edited_files_is_whole_and_comes_once(house, tmp_path):
+    root = synthetic_tree(tmp_path / "checkout", record=False)
+    house.ask("apply", "--tree", root)
+    for path in ("srt/pool.py", "srt/server.py", "srt/rocm_patches/norm.py"):
+        (root / "sglang" / path).write_text("edited\n")
+    lines = house.ask("apply", "--tree", root).shown["message"].splitlines()
+    advice = lines[lines.index("copy what you want to keep, then give up what differs:") - 1 :]
+    files = f"{root}/sglang/srt/pool.py {root}/sglang/srt/server.py"
+    assert advice == [
+        f"to see what differs: git -C {root} diff v1.0 -- {files}",
+        "copy what you want to keep, then give up what differs:",
+        f"rm {root}/sglang/srt/rocm_patches/norm.py",
+        f"git -C {root} checkout v1.0 -- {files}",
+    ]
+
+
 # What a person sees ---------------------------------------------------------------------------
 
 
@@ -148,6 +261,12 @@ def test_the_list_says_what_each_slug_needs(house):
     assert "sglang 1.0 (same files: 1.0.post1)" in out
     assert "does     What index does" in out
     assert "requires norm" in out
+    assert out.count("requires") == 1  # norm itself, and what requires nothing, have no such line
+
+
+def test_every_command_can_be_quiet(house, tree):
+    for argv in (["list"], ["export", "--release", "1.0"], ["status", "--tree", tree]):
+        assert house.run(*argv, "--quiet") == (0, {}, "", "")
 
 
 def test_quiet_prints_refusals_only(house, tree):

@@ -1,6 +1,8 @@
 """Catches a download that is taken for whole when it is not, or done twice."""
 
 import io
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -58,12 +60,37 @@ def test_a_wheel_that_is_not_what_its_record_says_is_refused_and_not_kept(house,
     assert list((house.home / "build").iterdir()) == []
 
 
-def test_a_version_that_pip_does_not_find_is_refused_in_a_sentence(house, index):
-    reply = house.ask("apply", "--fetch", "9.9")
+def test_a_release_that_the_index_does_not_have_is_refused_in_a_sentence(house, index):
+    reply = house.ask("apply", "--fetch", "1.0")
     assert reply.code == 1
-    assert "pip could not download sglang 9.9" in reply.shown["message"]
-    assert "No matching distribution" in reply.shown["message"]
-    assert "pip download --no-deps sglang==9.9" in reply.shown["message"]
+    assert "the package index has no wheel of sglang 1.0" in reply.shown["message"]
+    assert "pip download --no-deps sglang==1.0" in reply.shown["message"]
+
+
+def test_no_network_is_told_apart_from_no_such_release(house, monkeypatch):
+    for variable in [name for name in os.environ if name.upper().endswith("_PROXY")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    reply = house.ask("apply", "--fetch", "1.0")
+    assert reply.code == 1
+    assert "pip could not reach the package index for sglang 1.0" in reply.shown["message"]
+    assert "wheel of sglang" not in reply.shown["message"]
+
+
+@pytest.mark.parametrize("name", ["9.9", "0.9"])
+def test_a_release_that_no_series_covers_is_refused_before_pip_is_asked(name, house, monkeypatch):
+    published = {"files": [], "releases": {"0.9": []}}
+    (house.home / "patches/published.json").write_text(json.dumps(published))
+    monkeypatch.setattr(subprocess, "run", None)
+    reply = house.ask("apply", "--fetch", name)
+    assert reply.code == 1
+    assert f"{name}, which no series covers; covered are: 1.0, 1.0.post1" in reply.shown["message"]
+    assert not (house.home / "build").exists()
 
 
 def test_a_python_without_pip_is_refused_in_a_sentence(house, tmp_path, monkeypatch):

@@ -196,3 +196,24 @@ def test_what_a_version_takes_now_is_said_by_its_evidence(house):
     harness.write_text(harness.read_text() + "\nCHANGED = 1\n")
     problems(house, write=True)
     assert f"{line}stale |" in (house / "bench/README.md").read_text()
+
+
+def test_a_stale_manifest_is_a_problem_that_the_tool_mends(house):
+    edit(house / OVERLAY / "layernorm.py", "\n", "\n# edited\n")
+    assert "layernorm.py is not what patches/MANIFEST says: python3 tools/manifest.py" in problems(
+        house
+    )
+    subprocess.run([sys.executable, house / "tools/manifest.py"], check=True, capture_output=True)
+    assert "MANIFEST" not in problems(house)
+
+
+def test_the_tables_of_published_releases_follow_the_series(house):
+    table = house / "patches/published.json"
+    touched = '"sglang/srt/layers/layernorm.py"'
+    edit(table, '"sglang/srt/environ.py"', touched)
+    edit(table, '"0.5.9"', '"0.5.8.post7"')
+    edit(house / "patches/upstream.json", '"0.5.11"', '"0.5.9"')
+    told = problems(house)
+    assert "touches sglang/srt/layers/layernorm.py, which tells releases apart" in told
+    assert "0.5.9 is not in patches/published.json; tools/published.py 0.5.9" in told
+    assert "patches/upstream.json and release.json disagree about layernorm" in told

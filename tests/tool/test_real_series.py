@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from patchset import record, series
+from patchset import manifest, record, series
 from patchset.tree import Tree
 from tests.platform.trees import pristine_tree
 from tests.tool.synthetic import LAID, ROOT, House, content, git
@@ -20,7 +20,7 @@ class RealHouse(House):
     """A checkout that is there already."""
 
     def __init__(self, home):
-        self.home = home
+        self.home, self.whole = home, True
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,7 @@ def house(tmp_path_factory):
     home = tmp_path_factory.mktemp("house")
     for part in ("apply.py", "patchset", "patches", "overlay"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, home / part)
+    manifest.write(home)
     return RealHouse(home)
 
 

@@ -57,7 +57,7 @@ def test_apply_moves_it_to_the_new_revision_exactly(slugs, patched, tmp_path):
     new = newer(tmp_path / "new")
     shown = new.ask("status", "--tree", tree).shown
     assert shown["status"] == "partial"
-    assert "an older revision of this set patched it" in shown["message"]
+    assert "another revision of this set patched it" in shown["message"]
     assert f"apply --tree {tree}" in shown["message"]
     assert new.ask("verify", "--tree", tree).code == 1
     assert new.ask("apply", "--tree", tree).code == 0

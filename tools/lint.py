@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Check what the tool cannot: headers, thin hooks, one name for one thing, the READMEs' numbers.
+"""Check what the tool cannot: headers, thin hooks, one name for one thing, generated tables.
 
     python3 tools/lint.py            all problems, one a line
-    python3 tools/lint.py --write    write the READMEs' generated tables first
+    python3 tools/lint.py --write    write the generated tables first
 
 Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
 """
@@ -20,7 +20,7 @@ if str(HOUSE) not in sys.path:
 from patchset import manifest, series  # noqa: E402  # the folder above is put on the path first
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-from tools import tables  # noqa: E402
+from tools import models, tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 PULL_REQUESTS = r"#\d+(, #\d+)*"
@@ -98,7 +98,7 @@ def published(patches: series.PatchSet) -> Iterator[str]:
             yield f"{where}: patches/upstream.json and release.json disagree about {slug}"
 
 
-# The READMEs' tables and numbers ---------------------------------------------------------------
+# The generated tables ---------------------------------------------------------------
 
 
 def renewed(house: Path, document: str, blocks: dict[str, str]) -> str:
@@ -119,18 +119,13 @@ def documents(house: Path, every: dict[str, dict[str, str]]) -> Iterator[str]:
             yield f"{document}: a generated table is stale; python3 tools/lint.py --write"
         for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
             yield f"{document}: nothing generates the block `{name}`"
-    text, blocks = (house / "README.md").read_text(), every["README.md"]
-    for line in tables.written_by_hand(text, blocks):
-        yield f"README.md: a number without evidence, in: {line.strip()}"
-    text, blocks = (house / "bench/README.md").read_text(), every["bench/README.md"]
-    for line in tables.numbers_in_use(text, blocks):
-        yield f"bench/README.md: the version in use has numbers by hand, in: {line.strip()}"
 
 
 def problems_of(house: Path, write: bool = False) -> list[str]:
     """All that is wrong with the checkout at ``house``, its tables written first or not."""
     patches = series.load(house)
     every_table = tables.all_of(house, patches)
+    every_table["docs/models.md"] = models.all_of(house, patches)
     for document, blocks in every_table.items() if write else ():
         (house / document).write_text(renewed(house, document, blocks))
     problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(house, slug)]
@@ -146,7 +141,7 @@ def problems_of(house: Path, write: bool = False) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the READMEs' tables first")
+    parser.add_argument("--write", action="store_true", help="write the generated tables first")
     args = parser.parse_args()
     try:
         problems = problems_of(HOUSE, args.write)

@@ -1,4 +1,4 @@
-"""The READMEs' generated tables: what the patches say of themselves, and what evidence shows.
+"""Generated tables of the documents: what the patches say of themselves, and what evidence shows.
 
 A number stands in them only while its evidence is fresh; where it is not, the cell says `stale`.
 """
@@ -6,7 +6,6 @@ A number stands in them only while its evidence is fresh; where it is not, the c
 import re
 import statistics
 from collections.abc import Iterable
-from itertools import zip_longest
 from pathlib import Path
 
 from patchset import series
@@ -19,10 +18,9 @@ NONE = "–"
 def all_of(house: Path, patches: series.PatchSet) -> dict[str, dict[str, str]]:
     """Of each document, each table by the name of its block."""
     return {
-        "README.md": {
-            "slugs": slugs(patches),
+        "README.md": {"slugs": slugs(patches), "speed": speed(house, patches)},
+        "docs/evidence.md": {
             "proof": proof(house, patches),
-            "speed": speed(house, patches),
             "machine-code": machine_code(house, patches),
         },
         "bench/README.md": {"current": current(house, patches)},
@@ -242,65 +240,3 @@ def resources(forms: list[dict]) -> list[str]:
 
 def widths(forms: list[dict], access: str) -> set[int]:
     return {int(width) for row in forms for width in row[access]}
-
-
-# Numbers that are written by hand ---------------------------------------------------------------
-
-NUMBER = r"(?<![\w.#])\d[\d.,]*"
-WORD = r"\b(?:two|three|four|five|six|seven|eight|nine|ten|a dozen|twenty|thirty|fifty|a hundred)"
-UNITS = (
-    r"µs|us|ns|ms|(?:micro|milli|nano)?seconds?|[GT]B/s|T?FLOPS?|tokens/s|tokens (?:per|a) second"
-    r"|x|times|fold|percent|faults|tests|[VS]GPRs|(?:vector |scalar )?registers|waves"
-)
-COMPARED = r"times (?:as|the|faster|slower|fewer|less|more|quicker)|fold|percent"
-MEASURED = re.compile(
-    rf"{NUMBER}[\s-]?(?:(?:{UNITS})\b|%(?! interval)|×)"  # "95 % intervals" are a confidence
-    rf"|{WORD}[\s-]?(?:{COMPARED}|(?:micro|milli|nano)seconds)\b"
-    r"|\b(?:twice|half|double) as\b"
-    r"|(?<![\w.])\d+\.\d+ of\b"
-    r"|\bfactor of (?:\d|two|three|four|five|ten)"
-    r"|(?<!\w)[x×](?!86)\d+\b"
-    r"|\bfrom \d[\d.]* to \d",
-    re.I,
-)
-CELL = re.compile(r"\D?\d+(?:,\d{3})*(?:\.\d+)?")
-# Columns of numbers that nobody measures.
-NAMING = re.compile(r"exit|code|version|release|python|rocm|pull|issue", re.I)
-
-
-def written_by_hand(text: str, blocks: Iterable[str]) -> list[str]:
-    """Lines of a README with a measured number outside its generated blocks and its listings."""
-    text = without(text, blocks)
-    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    lines = text.splitlines()
-    found = [line for line in lines if MEASURED.search(line)]
-    return found + [line for line in numeric_rows(lines) if line not in found]
-
-
-def without(text: str, blocks: Iterable[str]) -> str:
-    for name in blocks:
-        text = re.sub(rf"<!-- generated: {name} -->.*?<!-- end -->", "", text, flags=re.S)
-    return text
-
-
-def numeric_rows(lines: list[str]) -> Iterable[str]:
-    """Table rows with a number for a cell, but in a column that names something by numbers."""
-    header: list[str] = []
-    for line in lines:
-        if not line.startswith("|"):
-            header = []
-            continue
-        cells = [cell.strip(" *`") for cell in line.strip().strip("|").split("|")]
-        header = header or cells
-        titled = zip_longest(header, cells, fillvalue="")
-        if any(CELL.fullmatch(cell) and not NAMING.search(title) for title, cell in titled):
-            yield line
-
-
-# In bench/README.md a version in bold is the one in use. What it takes now is for `current` to say.
-BOLD_NUMBER = re.compile(r"\*\*[\d.]+\*\*")
-
-
-def numbers_in_use(text: str, blocks: Iterable[str]) -> list[str]:
-    """Lines of a log of versions that give numbers of the one in use by hand."""
-    return [line for line in without(text, blocks).splitlines() if BOLD_NUMBER.search(line)]

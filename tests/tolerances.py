@@ -42,6 +42,8 @@ ROTATED = {
     torch.float8_e4m3fn: "rel<=0.07 vs fp64",
     torch.float8_e4m3fnuz: "rel<=0.07 vs fp64",
 }
+# Units in the last place that a mean of errors may be off, beside what chance makes of so many.
+UNBIASED, ENOUGH = 0.02, 64  # and how many a mean is asked of
 # Each operation rounds to bf16: a native rotation, probabilities and parts of an attention.
 BF16_STEPS = "rel<=1e-2 vs fp64"
 BF16_STEPS_TWICE = "rel<=2e-2 vs fp64"  # such an attention and a projection of its result
@@ -112,6 +114,29 @@ def assert_near(actual, reference, bound: float, name: str = "result"):
         raise AssertionError(
             f"{name}: {found:.3g} away from the truth, at most {bound} allowed; the farthest at "
             f"{list(index)}: {actual[index].item()!r}, expected {reference[index].item()!r}"
+        )
+
+
+def assert_unbiased(actual, reference, name: str = "result"):
+    """Rounded to nearest, not cut off: on average as often up as down in magnitude.
+
+    The mean of the error, in units of the last place, towards zero or away from it. A result that
+    is rounded once has a mean of nothing, each error a deviation of 12**-0.5; one that is cut off
+    has one of half a unit, and every one of its errors is allowed by `ulp<=1`.
+    """
+    _same_shape(actual, reference, name)
+    found, truth = actual.double(), reference
+    counted = found.isfinite() & truth.isfinite() & (truth != 0)
+    if counted.sum() < ENOUGH:
+        return
+    unit = torch.exp2(truth[counted].abs().log2().floor()) * SPACING[actual.dtype]
+    away = (found - truth)[counted] * truth[counted].sign() / unit
+    mean = away.clamp(-1, 1).mean().item()  # what cancels to nearly nothing counts as any other
+    allowed = UNBIASED + 4 * (12 * int(counted.sum())) ** -0.5
+    if abs(mean) > allowed:
+        raise AssertionError(
+            f"{name}: magnitudes are {mean:+.3f} units in the last place off on average, at most "
+            f"{allowed:.3f} allowed: cut off, not rounded, or off by a common factor"
         )
 
 

@@ -7,8 +7,8 @@ in fp32 over fixed token sequences. Both are kept under build/, under a name tha
 they depend on.
 
 Sizes are the smallest that sglang's HIP paths take: index_topk 2048 is asserted by
-tilelang_sparse_fwd, MLA rows are 512 + 64, index heads 128 wide, query heads a multiple of 16
-(and of 2, for two ranks). Every expert takes every token: rounding cannot send one elsewhere.
+tilelang_sparse_fwd, MLA rows are 512 + 64, index heads 128 wide and at least 16, as the projection
+of head gates takes them, query heads a multiple of 16 (and of 2, for two ranks). Every expert takes every token: rounding cannot send one elsewhere.
 """
 
 import functools
@@ -44,7 +44,7 @@ GLM_5 = COMMON | {
     "v_head_dim": 128,
     "index_topk": 2048,
     "index_head_dim": 128,
-    "index_n_heads": 8,
+    "index_n_heads": 32,
     "indexer_rope_interleave": False,
     "rope_interleave": False,
     "mlp_layer_types": ["dense", "sparse"],
@@ -69,7 +69,7 @@ CONFIGS = {
         "num_hidden_layers": 1,
         "mlp_layer_types": ["dense"],
         "max_position_embeddings": 4096,
-        "index_n_heads": 4,
+        "index_n_heads": 16,
     },
     # Layer 0 slides over 8 keys, layer 1 sees all of them; every head has a sink.
     "gpt-oss": COMMON

@@ -4,7 +4,7 @@ import pytest
 
 from evidence import store
 from tests.engine.cases import CASES, params
-from tests.engine.launches import EVIDENCE, row
+from tests.engine.launches import EVIDENCE, of_a_decode_step, row
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +41,11 @@ def test_a_decode_step_launches_what_is_on_record_and_no_more_than_upstreams(
     assert found == kept, f"{differences(kept, found)}\nto record: python3 -m tests.engine.launches"
     if not (CASES[name].upstream_fault or CASES[name].upstream_refuses):
         assert found["patched"] <= found["pristine"], found["changed"]
+
+
+@pytest.mark.parametrize("name", params({n: c for n, c in CASES.items() if "indexer" in c.slugs}))
+def test_a_toy_of_glm_5_projects_its_head_gates_as_glm_5_does(name, platform, runs_here):
+    runs_here(CASES[name].archs, CASES[name].release)
+    launched = of_a_decode_step(CASES[name], "patched", platform)
+    assert launched["_project_kernel"] == launched["_add_parts_kernel"] == 2  # layers
+    assert "_scale_head_gates_kernel" not in launched, "the projection was upstream's"

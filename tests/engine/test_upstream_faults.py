@@ -1,7 +1,9 @@
 """Settles what looked wrong in upstream and no slug is about; see the README's table of them."""
 
 import pytest
+import torch
 
+from tests.engine import arms
 from tests.engine.cases import CASES, params
 from tests.engine.checkpoints import checkpoint
 from tests.engine.compare import distance, oracle
@@ -26,3 +28,15 @@ def test_gpt_oss_decodes_with_one_key_fewer_than_its_window_holds(name, platform
         if forward:
             # Of the prompts one fits into the window.
             assert (theirs > 2 * bound).sum() >= 2, f"forward {forward}: {theirs.tolist()}"
+
+
+def test_eagles_draft_locations_are_right_where_masked_lanes_read_zero(release, platform):
+    """The slots of one request follow those of the requests before it, whose lengths it sums."""
+    lens, new = [5, 9, 2], [6, 4, 8]
+    given = {"seq_lens": lens, "extend_lens": new, "page_size": 4, "topk": 2, "steps": 3}
+    found = arms.result(release, "pristine", platform, "hardware:draft_cache_locs", {}, **given)
+    expected, slot = torch.zeros_like(found["table"]), 1
+    for row, start, count in zip(expected, lens, new, strict=True):
+        row[start : start + count] = torch.arange(slot, slot + count)
+        slot += count
+    assert torch.equal(found["table"], expected)

@@ -49,6 +49,7 @@ class MachineCode:
     warps: int
     assembly: str
     ttir: str  # what Triton made of the source, before it knows the chip
+    ttgir: str  # the same once it knows which threads have what
 
     @functools.cached_property
     def instructions(self) -> collections.Counter:
@@ -63,6 +64,17 @@ class MachineCode:
             if match := pattern.fullmatch(name):
                 found[_bytes(match[1])] += count
         return dict(found)
+
+    @functools.cached_property
+    def arithmetic(self) -> collections.Counter:
+        """How many fp32 values each kind of instruction makes: fused or not, packed or not."""
+        same = {"subrev": "add", "sub": "add", "fmac": "fma"}
+        form = re.compile(r"v_(pk_)?([a-z]+?)(?:_legacy|_scale|_fmas|_fixup)?_f32(?:_.*)?")
+        found: collections.Counter = collections.Counter()
+        for name, count in self.instructions.items():
+            if (match := form.fullmatch(name)) and not match[2].startswith(("cmp", "cvt")):
+                found[same.get(match[2], match[2])] += count * (2 if match[1] else 1)
+        return found
 
     @property
     def branches(self) -> int:
@@ -251,6 +263,7 @@ def _compile_here(module, kernel, signature, constexprs, arch, far, options):
         "warps": compiled.metadata.num_warps,
         "assembly": assembly,
         "ttir": ttir,
+        "ttgir": compiled.asm["ttgir"],
     }
 
 

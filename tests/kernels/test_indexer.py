@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sglang.srt.rocm_patches import indexer_gate_kernel, indexer_kernel
-from sglang.srt.rocm_patches.indexer_gate_kernel import fits, project_head_gates
+from sglang.srt.rocm_patches.indexer_gate_kernel import project_head_gates, why_not
 from sglang.srt.rocm_patches.indexer_kernel import (
     HEAD_DIM,
     PAGE_BYTES_PER_SLOT,
@@ -297,11 +297,18 @@ def test_gates_refuse_scales_of_another_shape_and_know_what_fits(platform):
     x, weight, q_scale = projection(platform, 3, 256, 32)
     with pytest.raises(ValueError, match="q_scale must be fp32"):
         project_head_gates(x, weight, q_scale[..., 0], 1.0, 1.0)
-    assert fits(x, weight)
-    for other in (x.float(), x.T.contiguous().T, x[None]):
-        assert not fits(other, weight)
-    for other in (weight.float(), weight[:24], weight[:, :200].contiguous(), weight[:, ::2]):
-        assert not fits(x[:, : other.shape[1]], other)
+    assert why_not(x, weight) is None
+    assert why_not(x.float(), weight) == (
+        "hidden states are torch.float32, weights_proj torch.bfloat16, not both bf16"
+    )
+    assert "weights_proj torch.float32" in why_not(x, weight.float())
+    for other in (x.T.contiguous().T, x[None]):
+        assert "contiguous rows" in why_not(other, weight)
+    assert "contiguous rows" in why_not(x[:, :128], weight[:, ::2])
+    assert why_not(x[:, :200], weight[:, :200].contiguous()) == (
+        "a hidden size of 200 is no multiple of 128"
+    )
+    assert why_not(x, weight[:24]) == "24 index heads are not 16, 32 or 64"
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])

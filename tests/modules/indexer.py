@@ -10,14 +10,14 @@ from . import pools, setting
 HEAD_DIM, ROPE_DIM, HIDDEN = 128, 64, 256
 
 
-def indexer(platform, heads=32):
+def indexer(platform, heads=32, hidden=HIDDEN):
     from sglang.srt.layers.attention.nsa.nsa_indexer import Indexer
 
     setting.server_arguments(attention_backend="nsa")
     setting.parallel_state()
     with setting.default_dtype(torch.bfloat16):
         layer = Indexer(
-            hidden_size=HIDDEN,
+            hidden_size=hidden,
             index_n_heads=heads,
             index_head_dim=HEAD_DIM,
             rope_head_dim=ROPE_DIM,
@@ -68,6 +68,15 @@ def store_of_short_prefill(platform, x, positions, slots):
     return {"rows": pool.get_index_k_with_scale_buffer(layer_id=0).clone()}
 
 
+def keys(platform, x, positions):
+    """The index keys of the prefill that computes them alone, and of every other forward."""
+    layer = indexer(platform)
+    batch = types.SimpleNamespace(nsa_cp_metadata=None)
+    latent = torch.zeros(len(x), 128, dtype=x.dtype, device=x.device)
+    _, beside_query = layer._get_q_k_bf16(latent, x, positions, False, forward_batch=batch)
+    return {"alone": layer._get_k_bf16(x, positions, False), "beside_query": beside_query}
+
+
 def forward(platform, x, query, key, slots, scale_fmt="ue8m0"):
     """`forward_cuda` in decode, query ``[T, heads, 128]`` and key ``[T, 128]`` being given.
 
@@ -92,12 +101,15 @@ def forward(platform, x, query, key, slots, scale_fmt="ue8m0"):
     return {"rows": rows, "gates": gates[0], "weight": layer.weights_proj.weight.detach()}
 
 
-def head_gates(platform, x, q_scale):
-    """`_get_logits_head_gate`, and the weight that it projected with."""
-    layer = indexer(platform, q_scale.shape[1])
+def head_gates(platform, x, q_scale, deterministic=False):
+    """`_get_logits_head_gate`, the weight that it projected with, and why another way was taken."""
+    layer = indexer(platform, q_scale.shape[1], x.shape[1])
+    setting.server_arguments(attention_backend="nsa", enable_deterministic_inference=deterministic)
+    setting.declined("indexer")
     with recorder.measured():
         gates = layer._get_logits_head_gate(x, q_scale)
-    return {"gates": gates, "weight": layer.weights_proj.weight.detach()}
+    weight = layer.weights_proj.weight.detach()
+    return {"gates": gates, "weight": weight, "declined": setting.declined("indexer")}
 
 
 def k_norm(platform, x):

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import socket
 import types
 from unittest import mock
@@ -37,6 +39,18 @@ def parallel_state() -> None:
         distributed_init_method=f"tcp://127.0.0.1:{port}",
     )
     initialize_model_parallel()
+
+
+def declined(slug: str) -> list[str]:
+    """Why calls since the last time of asking took the pristine path; none in a pristine tree."""
+    if importlib.util.find_spec("sglang.srt.rocm_patches") is None:
+        return []
+    from sglang.srt import rocm_patches
+
+    reasons = importlib.import_module(rocm_patches.module_of(slug)).SLUG.declined
+    said = list(reasons)
+    reasons.clear()
+    return said
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import torch
 
 from tests.platform.tensors import strided
 from tests.references.layernorm import layernorm
-from tests.tolerances import assert_bitwise, assert_close, declared
+from tests.tolerances import assert_bitwise, assert_close, assert_unbiased, declared
 
 AITER = "aiter.layernorm2d_fwd"
 KERNEL = "_layernorm_kernel"
@@ -22,6 +22,7 @@ def check(result, given, affine=True, use_bias=True):
     x, weight, bias, eps = (given[name] for name in ("x", "weight", "bias", "eps"))
     truth = layernorm(x, weight if affine else None, bias if use_bias else None, eps)
     assert_close(result.outputs["y"], truth, declared("layernorm"), reduction=x.shape[-1])
+    assert_unbiased(result.outputs["y"], truth)
 
 
 @pytest.fixture
@@ -30,12 +31,14 @@ def without_aiters_layernorm(arms):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_contiguous_x_of_any_rank_goes_to_aiter(arms, dtype):
+def test_a_contiguous_x_of_any_rank_goes_to_aiter_where_it_rounds(arms, platform, dtype):
+    ours = platform.arch == "gfx942"
     for shape in ((128,), (7, 128), (2, 3, 65)):
         given = inputs(shape, dtype)
         result = arms.patched.run(SCENARIO, **given)
         check(result, given)
-        assert (result.operators, result.kernels) == ({AITER: 1}, {})
+        operators, kernels = ({}, {KERNEL: 1}) if ours else ({AITER: 1}, {})
+        assert (result.operators, result.kernels) == (operators, kernels)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=",".join)
@@ -73,6 +76,28 @@ def test_types_that_differ_or_are_wide_take_upstreams_path(arms, dtype, paramete
     expected = arms.pristine.run(SCENARIO, **given)
     assert_bitwise(result.outputs["y"], expected.outputs["y"])
     assert result.launches == expected.launches
+
+
+def test_a_layer_without_parameters_computes_in_its_own_type(arms):
+    given = inputs((5, 64), torch.float16, torch.bfloat16) | {"affine": False, "use_bias": False}
+    given["x"] /= 128
+    result = arms.patched.run(SCENARIO, **given)
+    expected = arms.pristine.run(SCENARIO, **given)
+    assert_bitwise(result.outputs["y"], expected.outputs["y"])
+    reason = "x, layer and parameters are torch.float16, torch.bfloat16, not all bf16 or all fp16"
+    assert result.outputs["declined"] == [reason]
+
+
+def test_a_row_is_rounded_to_nearest_on_both_chips(arms):
+    """Of sglang's own test_layernorm, the smallest that aiter's operator on gfx942 fails."""
+    torch.manual_seed(12)
+    weight = torch.empty(8).normal_(1.0, 0.1).bfloat16()
+    bias = torch.empty(8).normal_(0.0, 0.1).bfloat16()
+    given = {"weight": weight, "bias": bias, "eps": 1e-6}
+    given["x"] = torch.randn(1, 8, dtype=torch.bfloat16) / 16
+    result = arms.patched.run(SCENARIO, **given)
+    assert_bitwise(result.outputs["y"], layernorm(**given).bfloat16())
+    check(result, given)
 
 
 def test_an_aiter_without_the_operator_leaves_it_to_our_kernel(without_aiters_layernorm):

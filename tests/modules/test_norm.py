@@ -54,5 +54,4 @@ def test_switched_off_layernorm_is_upstreams(arms, off, shape, weight_dtype):
 def test_layernorm_in_bf16_is_one_launch(arms):
     given = inputs((64, 128), torch.bfloat16, torch.bfloat16)
     assert arms.pristine.run("tests.modules.norm:layernorm", **given).operators == {}
-    result = arms.patched.run("tests.modules.norm:layernorm", **given)
-    assert result.operators == {"aiter.layernorm2d_fwd": 1}
+    assert arms.patched.run("tests.modules.norm:layernorm", **given).launches == 1

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-# _get_k_and_s_triton_kernel sums lanes that a load without `other` has masked off. Triton leaves
-# them undefined; AMD's buffer loads, which are sent out of range for such lanes, give 0.
-READ_ZERO_WHERE_MASKED = {"_get_k_and_s_triton_kernel"}
+# Both sum lanes that a load without `other` has masked off. Triton leaves them undefined; AMD's
+# buffer loads, which are sent out of range for such lanes, give 0.
+READ_ZERO_WHERE_MASKED = {"_get_k_and_s_triton_kernel", "assign_draft_cache_locs"}
 
 
 def grant(platform) -> None:
@@ -48,3 +48,20 @@ def _masked_lanes() -> None:
             triton_interpreter._poison = poison
 
     triton_interpreter.Launch.__call__ = launch
+
+
+def draft_cache_locs(platform, seq_lens, extend_lens, page_size, topk, steps):
+    """Where EAGLE's draft writes, from slots 1, 2, ..: rows of a table with a page for each."""
+    from sglang.srt.speculative.spec_utils import assign_draft_cache_locs
+
+    grant(platform)
+    device, batch = platform.device, len(seq_lens)
+    lens, new = (torch.tensor(x, device=device) for x in (seq_lens, extend_lens))
+    table = torch.zeros(batch, 64, dtype=torch.int32, device=device)
+    slots = torch.arange(1, int(new.sum()) + 1, device=device)
+    none = torch.zeros(batch, dtype=torch.int64, device=device)
+    assign_draft_cache_locs[(batch,)](
+        torch.arange(batch, device=device), table, lens, new, none, slots, none, none, none, 0,
+        table.shape[1], topk, steps, page_size, 4, 16,
+    )  # fmt: skip
+    return {"table": table}

@@ -88,11 +88,15 @@ def rope_cached_positions(query, key, cos_cache, sin_cache, positions, rope):
     known = (positions >= 0) & (positions < cos_cache.shape[0])  # other tokens are left alone
     cos = cos_cache.flatten(1)[positions[known]].float()[:, None]
     sin = sin_cache.flatten(1)[positions[known]].float()[:, None]
+    # Of a head of both it loads both before it stores either: one that is handed in twice, as query
+    # and as key, is rotated once. sgl_kernel's above rotates the query's heads first.
+    turned = []
     for tensor in (query, key):
-        if tensor is None:
-            continue
-        heads = tensor.view(positions.numel(), -1, rope.head_size)[..., : rope.rotary_dim]
-        heads[known] = rotate(heads[known].float(), cos, sin, rope.is_neox_style).to(tensor.dtype)
+        if tensor is not None:
+            heads = tensor.view(positions.numel(), -1, rope.head_size)[..., : rope.rotary_dim]
+            turned.append((heads, rotate(heads[known].float(), cos, sin, rope.is_neox_style)))
+    for heads, rotated in turned:
+        heads[known] = rotated.to(heads.dtype)
 
 
 def _get_rope(

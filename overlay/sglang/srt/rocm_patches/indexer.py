@@ -12,7 +12,8 @@ is exact if the device's log2 is exact at powers of two), and from ours where ai
 
 **Head gates.** What the bf16 projection makes, in fp32 and not rounded where our kernel makes it,
 goes through the pristine products in the pristine order, in fp32; upstream multiplies by
-n_heads**-0.5 in bf16.
+n_heads**-0.5 in bf16. Our kernel splits its sum by the number of tokens, so deterministic inference
+has the pristine projection.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ ACTIVE = SLUG.active
 
 if ACTIVE:
     from sglang.srt.rocm_patches.aiter_ops import aiter_op
+    from sglang.srt.rocm_patches.determinism import by_batch
     from sglang.srt.rocm_patches.e4m3 import native_e4m3
-    from sglang.srt.rocm_patches.indexer_gate_kernel import fits, project_head_gates
+    from sglang.srt.rocm_patches.indexer_gate_kernel import project_head_gates, why_not
     from sglang.srt.rocm_patches.indexer_kernel import (
         HEAD_DIM,
         PAGE_BYTES_PER_SLOT,
@@ -53,10 +55,11 @@ def head_gate(indexer: Indexer, x: torch.Tensor, q_scale: torch.Tensor) -> torch
     Returns ``[T, n_heads, 1]``, fp32.
     """
     weight, scales = indexer.weights_proj.weight, (indexer.n_heads**-0.5, indexer.softmax_scale)
-    if fits(x, weight):
-        return project_head_gates(x, weight, q_scale, *scales)
-    weights, _ = indexer.weights_proj(x.to(weight.dtype))  # as the pristine path
-    return scale_head_gates(weights, q_scale, *scales)
+    if reason := by_batch() or why_not(x, weight):
+        SLUG.decline(f"head gates: {reason}")
+        weights, _ = indexer.weights_proj(x.to(weight.dtype))  # as the pristine path
+        return scale_head_gates(weights, q_scale, *scales)
+    return project_head_gates(x, weight, q_scale, *scales)
 
 
 def store_index_k(

@@ -96,17 +96,18 @@ def launch_parameters(num_tokens: int, hidden: int) -> dict[str, int]:
     }
 
 
-def fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the projection is one that the kernel computes."""
+def why_not(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why the kernel does not compute this projection; None if it does."""
     heads, hidden = weight.shape
-    return (
-        x.dtype == weight.dtype == torch.bfloat16
-        and x.dim() == 2
-        and x.stride(1) == 1
-        and weight.is_contiguous()
-        and hidden % 128 == 0
-        and heads in (16, 32, 64)
-    )
+    if not x.dtype == weight.dtype == torch.bfloat16:
+        return f"hidden states are {x.dtype}, weights_proj {weight.dtype}, not both bf16"
+    if x.dim() != 2 or x.stride(1) != 1 or not weight.is_contiguous():
+        return "hidden states or weights_proj are not a matrix of contiguous rows"
+    if hidden % 128:
+        return f"a hidden size of {hidden} is no multiple of 128"
+    if heads not in (16, 32, 64):
+        return f"{heads} index heads are not 16, 32 or 64"
+    return None
 
 
 def project_head_gates(
@@ -118,7 +119,8 @@ def project_head_gates(
 ) -> torch.Tensor:
     """``((x @ weight.T * head_scale) * q_scale) * softmax_scale``, all in fp32.
 
-    x ``[T, hidden]`` and weight ``[H, hidden]``, bf16, that ``fits``; q_scale ``[T, H, 1]``, fp32.
+    x ``[T, hidden]`` and weight ``[H, hidden]``, bf16, as ``why_not`` takes them; q_scale
+    ``[T, H, 1]``, fp32.
     Returns ``[T, H, 1]``, fp32. The sum is not rounded to bf16 on the way, the products are in the
     order of ``Indexer._get_logits_head_gate``.
 

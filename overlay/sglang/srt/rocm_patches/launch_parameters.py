@@ -66,8 +66,9 @@ _NVIDIA = {
         ProductChoice(ANY, 64, 128, 128, 4),
     ),
     "indexer gate add": (Choice(ANY, 64, 32),),  # gates
-    # Rows; elements. A decode step: a row each. Then 256 threads with 8: one load of 16 bytes.
-    "layernorm": (Choice(64, 1, 0), Choice(ANY, 2048, 0)),
+    # Rows; elements. 8 a thread, one load of 16 bytes, always: a row's sum is laid out by what a
+    # thread has, and must not change with the batch. A decode step: one warp; then 256 threads.
+    "layernorm": (Choice(64, 256, 0), Choice(ANY, 2048, 0)),
     # Rows; elements of K, of V likewise. A load of 16 bytes of e4m3 is two stores of 16 of bf16.
     "fp8-kv-write widen": (Choice(ANY, 4096, 128),),
 }
@@ -83,7 +84,7 @@ _AMD = {
     # Depth and stages so that LDS has room for four waves a SIMD.
     "indexer gate": (ProductChoice(64, 16, 256, 64, 2), ProductChoice(ANY, 64, 512, 64, 2)),
     "indexer gate add": (Choice(ANY, 64, 64),),  # a lane each
-    "layernorm": (Choice(256, 1, 0), Choice(ANY, 2048, 0)),
+    "layernorm": (Choice(256, 512, 0), Choice(ANY, 2048, 0)),  # one wave
     "fp8-kv-write widen": (Choice(ANY, 4096, 256),),
 }
 

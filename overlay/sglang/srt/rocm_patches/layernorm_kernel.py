@@ -1,4 +1,13 @@
-"""LayerNorm over the last dimension in one launch."""
+"""LayerNorm over the last dimension in one launch.
+
+A row has the same bits whatever rows are launched with it. Two things make it so:
+
+- Triton adds up a row in the order of its layout: first what a thread has, then the threads of a
+  warp, then the warps. So a thread has `PER_THREAD` elements of a row in every launch. A program
+  of more rows has more warps, and a row has as many as before.
+- The compiler fuses a product and a sum where it finds both in one basic block, and masks make
+  other blocks where a program has several rows. So it is told not to fuse any.
+"""
 
 import torch
 import triton
@@ -8,6 +17,9 @@ from sglang.srt.rocm_patches.launch_parameters import choose, warps
 # A row up to this size stays in registers (16 fp32 values a lane at 8 warps of 64); a longer one is
 # read three times, the second and third time from cache.
 MAX_BLOCK = 8192
+PER_THREAD = 8  # one 16-byte access
+MOST_THREADS = 512
+OPTIONS = {"enable_fp_fusion": False}
 
 
 # A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
@@ -28,7 +40,8 @@ def _layernorm_kernel(
     row_inside = (row < num_rows)[:, None]
     x_row = x_ptr + row.to(tl.int64)[:, None] * x_row_stride
     out_row = out_ptr + row.to(tl.int64)[:, None] * N
-    column = tl.arange(0, BLOCK_N)[None, :]
+    # For every row, so that weight and bias are loaded by the threads that x lies in.
+    column = tl.arange(0, BLOCK_N)[None, :] + tl.zeros([BLOCK_R, 1], dtype=tl.int32)
 
     # Where BLOCK_N covers the row each loop runs once, and the compiler keeps the first load.
     total = tl.zeros([BLOCK_R], dtype=tl.float32)
@@ -62,11 +75,10 @@ def launch_parameters(num_rows: int, hidden_size: int) -> dict[str, int]:
     """Block sizes and warps for ``num_rows`` rows of ``hidden_size``."""
     block_n = min(triton.next_power_of_2(hidden_size), MAX_BLOCK)
     block_r = max(choose("layernorm", num_rows).size // block_n, 1)
-    # 8 elements a thread are one 16-byte access.
     return {
         "BLOCK_R": block_r,
         "BLOCK_N": block_n,
-        "num_warps": warps(min(block_r * block_n // 8, 512)),
+        "num_warps": warps(min(block_r * block_n // PER_THREAD, MOST_THREADS)),
     }
 
 
@@ -96,6 +108,15 @@ def layernorm(
     num_rows = rows.shape[0]
     parameters = launch_parameters(num_rows, hidden_size)
     _layernorm_kernel[(triton.cdiv(num_rows, parameters["BLOCK_R"]),)](
-        rows, weight, bias, out, num_rows, rows.stride(0), eps, N=hidden_size, **parameters
+        rows,
+        weight,
+        bias,
+        out,
+        num_rows,
+        rows.stride(0),
+        eps,
+        N=hidden_size,
+        **parameters,
+        **OPTIONS,
     )
     return out

@@ -42,6 +42,7 @@ SLUG = Slug("nsa-fp8-kv")
 ACTIVE = SLUG.active
 
 if ACTIVE:
+    from sglang.srt.rocm_patches.determinism import by_batch
     from sglang.srt.rocm_patches.e4m3 import native_e4m3
     from sglang.srt.rocm_patches.nsa_fp8_kv_kernel import (
         rope_and_write_rows,
@@ -69,7 +70,7 @@ def reads_plain_rows(runner: ModelRunner) -> bool:
     if runner.kv_cache_dtype in _FP8:
         from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
 
-        reason = nsa_fp8_kv_sparse_mla.why_never(
+        reason = by_batch() or nsa_fp8_kv_sparse_mla.why_never(
             torch.device("cuda", torch.cuda.current_device()),
             runner.kv_cache_dtype,
             model.num_attention_heads // get_attention_tp_size(),
@@ -163,7 +164,7 @@ def attends(
     """
     from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
 
-    reason = nsa_fp8_kv_sparse_mla.why_not(q, kv, indices, d_v)
+    reason = by_batch() or nsa_fp8_kv_sparse_mla.why_not(q, kv, indices, d_v)
     if reason and bf16_kernels:
         if kv.dtype in _FP8:
             raise ValueError(_NO_FP8.format(reason))

@@ -45,8 +45,12 @@ def load_pairs(rows, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.con
 
 @triton.jit
 def rotate(x1, x2, cos, sin):
-    """The rotated pair, fp32."""
-    return x1 * cos - x2 * sin, x2 * cos + x1 * sin
+    """The rotated pair, fp32; fused by name, or the compiler fuses by the blocks that it finds.
+
+    It would fuse what lies in one basic block, and masks make other blocks in other launches: the
+    bits of a token would depend on its batch.
+    """
+    return tl.fma(x1, cos, -(x2 * sin)), tl.fma(x2, cos, x1 * sin)
 
 
 @triton.jit

@@ -8,7 +8,8 @@ they depend on.
 
 Sizes are the smallest that sglang's HIP paths take: index_topk 2048 is asserted by
 tilelang_sparse_fwd, MLA rows are 512 + 64, index heads 128 wide and at least 16, as the projection
-of head gates takes them, query heads a multiple of 16 (and of 2, for two ranks). Every expert takes every token: rounding cannot send one elsewhere.
+of head gates takes them, query heads a multiple of 16 (and of 2, for two ranks). Every expert takes
+every token: rounding cannot send one elsewhere.
 """
 
 import functools

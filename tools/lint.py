@@ -20,7 +20,7 @@ if str(HOUSE) not in sys.path:
 from patchset import manifest, series  # noqa: E402  # the folder above is put on the path first
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-from tools import models, tables  # noqa: E402
+from tools import models, picture, tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 PULL_REQUESTS = r"#\d+(, #\d+)*"
@@ -101,6 +101,13 @@ def published(patches: series.PatchSet) -> Iterator[str]:
 # The generated tables ---------------------------------------------------------------
 
 
+def generated(house: Path, patches: series.PatchSet) -> dict[str, str]:
+    """Each document with generated parts, as it should be now."""
+    blocks = tables.all_of(house, patches) | {"docs/models.md": models.all_of(house, patches)}
+    texts = {document: renewed(house, document, made) for document, made in blocks.items()}
+    return texts | {"docs/decode-step.svg": picture.picture(house)}
+
+
 def renewed(house: Path, document: str, blocks: dict[str, str]) -> str:
     """A document with its generated tables as they should be."""
     text = (house / document).read_text()
@@ -109,25 +116,25 @@ def renewed(house: Path, document: str, blocks: dict[str, str]) -> str:
         text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
         if found != 1:
             raise SystemExit(f"lint: {document} has no one `<!-- generated: {name} -->` block")
+    for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
+        raise SystemExit(f"lint: {document}: nothing generates the block `{name}`")
     return text
 
 
-def documents(house: Path, every: dict[str, dict[str, str]]) -> Iterator[str]:
-    for document, blocks in every.items():
-        text = (house / document).read_text()
-        if text != renewed(house, document, blocks):
-            yield f"{document}: a generated table is stale; python3 tools/lint.py --write"
-        for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
-            yield f"{document}: nothing generates the block `{name}`"
+def documents(house: Path, texts: dict[str, str]) -> Iterator[str]:
+    for document, text in texts.items():
+        if (house / document).read_text() != text:
+            yield f"{document}: a generated part is stale; python3 tools/lint.py --write"
 
 
 def problems_of(house: Path, write: bool = False) -> list[str]:
     """All that is wrong with the checkout at ``house``, its tables written first or not."""
     patches = series.load(house)
-    every_table = tables.all_of(house, patches)
-    every_table["docs/models.md"] = models.all_of(house, patches)
-    for document, blocks in every_table.items() if write else ():
-        (house / document).write_text(renewed(house, document, blocks))
+    texts = generated(house, patches)
+    if write:
+        manifest.write(house)
+        for document, text in texts.items():
+            (house / document).write_text(text)
     problems = [f"{slug}: {problem}" for slug in patches.slugs for problem in rooms(house, slug)]
     for release in patches.releases.values():
         for patch in release.every:
@@ -136,7 +143,7 @@ def problems_of(house: Path, write: bool = False) -> list[str]:
     problems += published(patches)
     stale = manifest.wrong(house)
     problems += [f"{stale[0]}: python3 tools/manifest.py"] if stale else []
-    return [*problems, *documents(house, every_table)]
+    return [*problems, *documents(house, texts)]
 
 
 def main() -> int:

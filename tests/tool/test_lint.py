@@ -93,7 +93,7 @@ def test_a_hook_of_more_than_forty_lines_is_refused(house):
 
 def test_a_stale_table_is_refused_and_write_renews_it(house):
     edit(house / PATCH, "Subject: ", "Subject: Another ")
-    assert "README.md: a generated table is stale" in problems(house)
+    assert "README.md: a generated part is stale" in problems(house)
     done = script(house, "--write")
     assert (done.returncode, done.stdout) == (0, "")
     assert "| Another " in (house / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
     assert f"{measured}stale |" not in document.read_text()
     kernel = house / OVERLAY / "layernorm_kernel.py"
     kernel.write_text(kernel.read_text() + "\nCHANGED = 1\n")
-    assert "docs/evidence.md: a generated table is stale" in problems(house)
+    assert "docs/evidence.md: a generated part is stale" in problems(house)
     assert problems(house, write=True) == ""
     assert f"{measured}stale |" in document.read_text()
     assert "| `write_kv` | gfx942 | stale |" not in document.read_text()
@@ -121,7 +121,8 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
 def test_a_block_that_nothing_generates_is_refused(house, document):
     path = house / document
     path.write_text(path.read_text() + "\n<!-- generated: mine -->1.9x faster<!-- end -->\n")
-    assert f"{document}: nothing generates the block `mine`" in problems(house)
+    with pytest.raises(SystemExit, match=f"{document}: nothing generates the block `mine`"):
+        problems(house)
 
 
 def test_what_a_version_takes_now_is_said_by_its_evidence(house):
@@ -162,3 +163,16 @@ def test_the_tables_of_published_releases_follow_the_series(house):
     assert "touches sglang/srt/layers/layernorm.py, which tells releases apart" in told
     assert "0.5.9 is not in patches/published.json; tools/published.py 0.5.9" in told
     assert "patches/upstream.json and release.json disagree about layernorm" in told
+
+
+def test_the_picture_is_that_of_the_launches_on_record(house):
+    path = house / "evidence/launches.jsonl"
+    header, rows = store.read(path)
+    (row,) = [r for r in rows if (r["case"], r["arch"]) == ("glm-5-fp8", "gfx942")]
+    row["changed"]["aten::cat"] = [2, 2]
+    store.write(path, header, rows)
+    assert "docs/decode-step.svg: a generated part is stale" in problems(house)
+    before = (house / "docs/decode-step.svg").read_text()
+    problems(house, write=True)
+    after = (house / "docs/decode-step.svg").read_text()
+    assert (before.count(">cat<"), after.count(">cat<")) == (1, 0)

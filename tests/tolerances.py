@@ -4,6 +4,8 @@ A numerics class is what a patch declares in its `Numerics` trailer:
   bitwise             the same bits
   ulp<=N              at most N representable values apart from the fp64 reference rounded once
   rel<=X vs fp64      the error is at most X of the largest magnitude in the row
+A patch that changes how a cache is read, too, declares what attention's output may differ by:
+  .. ; attention l2<=X vs fp64   L2 of a token's error, of all heads, relative to the truth's
 A result that sums up `reduction` terms in fp32 may also err by what such a sum may: that much of
 the row's largest magnitude is allowed on top, for values that cancel to nearly nothing.
 A row is the last dimension.
@@ -64,9 +66,22 @@ def parse(numerics: str) -> tuple[str, float]:
     raise ValueError(f"numerics {numerics!r}: not bitwise, ulp<=N or rel<=X vs fp64")
 
 
-@functools.cache
 def declared(slug: str) -> str:
-    """The numerics class of a slug's patches; it is one for all releases."""
+    """The numerics class of what a slug's patches write or compute."""
+    return _declared(slug).partition("; ")[0]
+
+
+def declared_attention(slug: str) -> float:
+    """The L2 that a slug's patches say of the output of attention."""
+    match = re.fullmatch(r"attention l2<=([\d.e-]+) vs fp64", _declared(slug).partition("; ")[2])
+    if not match:
+        raise ValueError(f"{slug} says nothing of attention")
+    return float(match[1])
+
+
+@functools.cache
+def _declared(slug: str) -> str:
+    """It is one for all releases."""
     releases = series.load(Path(__file__).resolve().parents[1]).releases.values()
     found = {r.patches[slug].trailers["Numerics"] for r in releases if slug in r.patches}
     if len(found) != 1:
@@ -179,6 +194,8 @@ def _report(wrong, actual, expected, worst, name, numerics):
     raise AssertionError(message)
 
 
+# Attention of one layer in bf16 over a cache as it is stored, against fp64 over the same bytes.
+ATTENTION_OF_STORED = 0.005
 # Attention of one layer over a cache of that format, against fp64 over the values that were given.
 ATTENTION = {"bf16": 0.01, "fp8": 0.1}
 # Logits of a whole model, by the format of its KV cache: how far a request's row may lie from

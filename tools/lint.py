@@ -23,13 +23,14 @@ from patchset.errors import Refused  # noqa: E402
 from tools import models, picture, tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
+NUMERICS = r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+?"
 PULL_REQUESTS = r"#\d+(, #\d+)*"
 TRAILERS = {
     "Subject": r"[A-Z].{10,}[^.]",
     "Slug": r"[a-z0-9]+(-[a-z0-9]+)*",
     "Upstream-PR": rf"{PULL_REQUESTS}|none",
     "Upstream-Status": r"missing|upstream-incomplete: .{10,}|upstream",
-    "Numerics": r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+",
+    "Numerics": rf"({NUMERICS})(; attention l2<=[0-9.e-]+ vs fp64)?",
     "Switch": r"SGLANG_ROCM_PATCH_[A-Z0-9_]+|none",
     "Requires": r"([a-z0-9-]+(, [a-z0-9-]+)*)?",
     "Hardware": r"(gfx942|gfx950|gfx942, gfx950|all)",

@@ -81,9 +81,12 @@ def proof(house: Path, patches: series.PatchSet) -> str:
                 f"{device}: {', '.join(f'{layer} as {a}' for layer, a in layers.items()) or STALE}"
                 for device, layers in platforms(house, release.name, slug).items()
             ]
-            numerics = f"`{patch.trailers.get('Numerics', NONE)}`"
+            written, _, read = patch.trailers.get("Numerics", NONE).partition("; attention ")
             cells = ["<br>".join(counted) or NONE, "<br>".join(shown) or NONE]
-            rows.append([release.name, f"`{slug}`", numerics, *cells])
+            rows.append([release.name, f"`{slug}`", f"`{written}`", *cells])
+            if read:
+                about = f"`{slug}`: a token's attention in decode"
+                rows.append([release.name, about, f"`{read}`", "as above", "as above"])
     return markdown(header, rows)
 
 

@@ -492,47 +492,62 @@ ROPE_FAULTS = [
     Fault(
         "0.5.9: what the triton backend reads as it is has scales",
         "rope-kv-store",
-        "sglang/srt/models/utils.py",
-        "        descaled = rocm_rope_kv_store.only_aiter_descales(forward_batch)",
-        "        descaled = True",
+        "rope_kv_store.py",
+        '"TritonAttnBackend") and triton_uses_scales()\n',
+        '"TritonAttnBackend")\n',
         release="0.5.9",
     ),
     Fault(
-        "0.5.9: what the aiter backend reads with scales has none",
+        "what the aiter backend reads with scales has none",
         "rope-kv-store",
         "rope_kv_store.py",
-        ', "AiterAttnBackend") and active("fp8-kv-write")\n',
-        ', "no backend")\n',
+        "        return aiter_uses_scales()\n",
+        "        return False\n",
         release="0.5.9",
     ),
     Fault(
         "0.5.9: scales are stored where pristine aiter reads without",
         "rope-kv-store",
         "rope_kv_store.py",
-        ', "AiterAttnBackend") and active("fp8-kv-write")\n',
-        ', "AiterAttnBackend")\n',
+        "    if not triton_uses_scales():\n        return False\n",
+        "",
         release="0.5.9",
     ),
     Fault(
         "scales are stored where pristine aiter's decode reads without",
         "rope-kv-store",
         "rope_kv_store.py",
-        '    return not ragged or active("fp8-kv-write")\n',
-        "    return True\n",
+        "    return backend.use_triton_unified_attention or not ",
+        "    return True or not ",
     ),
     Fault(
         "scales are stored for a backend that knows none",
         "rope-kv-store",
         "rope_kv_store.py",
-        '        return _is(backend, "TritonAttnBackend")\n',
-        "        return True\n",
+        '        return _is(backend, "TritonAttnBackend") and',
+        "        return",
     ),
     Fault(
         "scales are forgotten where unified attention reads with them",
         "rope-kv-store",
         "rope_kv_store.py",
-        " and not backend.use_triton_unified_attention\n",
-        "\n",
+        "    return backend.use_triton_unified_attention or not ",
+        "    return not ",
+    ),
+    Fault(
+        "the backend at hand decides, whatever reads the cache beside it",
+        "rope-kv-store",
+        "kv_cache.py",
+        "    names = {*server.get_attention_backends(), ",
+        "    names = {",
+        release="0.5.9",
+    ),
+    Fault(
+        "two overlapping batches hide the backend that each of them has for decode",
+        "rope-kv-store",
+        "rope_kv_store.py",
+        "        else:\n            return backend\n",
+        "        return getattr(backend, 'primary', backend)\n",
     ),
     Fault(
         "0.5.9: rope stores and attention stores again",
@@ -574,12 +589,10 @@ WRITE_FAULTS = [
         "decode reads V with the k scale",  # sglang#21315
         "fp8-kv-write",
         BACKEND,
-        """            v_descale = layer.v_scale if layer.v_scale is not None else self.k_scale
-            if rocm_fp8_kv_write.ACTIVE and layer.v_scale is None:
-                v_descale = self.v_scale
+        """                k_descale, v_descale = rocm_fp8_kv_write.descales(self, layer)
 
         if save_kv_cache:""",
-        """            v_descale = layer.k_scale if layer.k_scale is not None else self.k_scale
+        """                k_descale = v_descale = rocm_fp8_kv_write.descales(self, layer)[0]
 
         if save_kv_cache:""",
     ),
@@ -712,6 +725,56 @@ WRITE_FAULTS = [
         "(triton.cdiv(n, block_t),)",
         "(max(n // block_t, 1),)",
     ),
+    Fault(
+        "aiter's backend uses scales beside one that knows none",
+        "fp8-kv-write",
+        "kv_cache.py",
+        '({"aiter", "triton"} if triton_uses_scales() else {"aiter"})',
+        "names",
+    ),
+    Fault(
+        "the scales of another server's backend are taken for ours",
+        "fp8-kv-write",
+        "kv_cache.py",
+        '        names.add("triton")\n',
+        "        pass\n",
+        release="0.5.9",
+    ),
+    Fault(
+        "a scale that is a float reaches a reader of tensors",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "scale.float() if isinstance(scale, torch.Tensor) else _constant(scale, one.device)",
+        "scale",
+    ),
+    Fault(
+        "the JSON file's scales stay floats",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "                if isinstance(scale, float):",
+        "                if scale is layer:",
+    ),
+    Fault(
+        "Qwen3's fused decode stores without the scales",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "    return any(_as_float(*each) != 1.0 ",
+        "    return any(_as_float(*each) == 0.0 ",
+    ),
+    Fault(
+        "exact decode rounds q and the weights to FP8",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        " and not _exact_decode()\n",
+        "\n",
+    ),
+    Fault(
+        "heads that the operator cuts short are handed to it unsaid",
+        "fp8-kv-write",
+        "fp8_kv_write.py",
+        "_HEADS_IN_16_BITS = (64, 128, 192, 256)",
+        "_HEADS_IN_16_BITS = range(512)",
+    ),
 ]
 OLDER = {"release": "0.5.9"}
 OLDER_FAULTS = [
@@ -779,7 +842,7 @@ OLDER_FAULTS = [
         "decode of 0.5.9 stores without the scales",  # sglang#23620
         "fp8-kv-write",
         BACKEND,
-        "                scales = layer.k_scale, layer.v_scale",
+        "                scales = rocm_fp8_kv_write.scales(layer)",
         "                pass",
         **OLDER,
     ),
@@ -817,18 +880,16 @@ OLDER_FAULTS = [
         "decode of 0.5.9 converts the slots in use where aiter can read them",
         "fp8-kv-write",
         "fp8_kv_write.py",
-        "    if not _AITER_READS_FP8 or (head != 64 and head % 128):",
-        "    if head:",
+        "    if _DECODES_IN_FP8 and (head == 64 or head % 128 == 0):",
+        "    if head == 0:",
         **OLDER,
     ),
     Fault(
         "aiter reads K by the v scale, and V by the k scale",
         "fp8-kv-write",
         "fp8_kv_write.py",
-        "        _as_tensor(layer.k_scale, backend.k_scale),\n"
-        "        _as_tensor(layer.v_scale, backend.v_scale),\n",
-        "        _as_tensor(layer.v_scale, backend.v_scale),\n"
-        "        _as_tensor(layer.k_scale, backend.k_scale),\n",
+        "    return _as_tensor(k_scale, backend.k_scale), _as_tensor(v_scale, backend.v_scale)\n",
+        "    return _as_tensor(v_scale, backend.v_scale), _as_tensor(k_scale, backend.k_scale)\n",
         **OLDER,
     ),
     Fault(
@@ -843,8 +904,8 @@ OLDER_FAULTS = [
         "prefill of 0.5.9 reads without the scales",
         "fp8-kv-write",
         "fp8_kv_write.py",
-        "    scales = layer.k_scale, layer.v_scale\n",
-        "    scales = None, None\n",
+        "kv_indptr[-1:], *scales(layer), dtype)\n",
+        "kv_indptr[-1:], None, None, dtype)\n",
         **OLDER,
     ),
     Fault(

@@ -1,5 +1,6 @@
 """Scenario: a batch through every reader of an FP8 cache that the aiter backend has."""
 
+import importlib.util
 import types
 
 import torch
@@ -23,29 +24,33 @@ def read_back(
     default_v_scale=1.0,
     unused=0,
     float_scales=False,
+    softcap=0.0,
+    **server,
 ):
     """q, k, v ``[B, S, heads, D]``, causal: prefill in ``chunks``, one decode, ``drafts`` verified.
 
     A sliding-window pool's window holds all of it. `default_v_scale` is what the backend descales
     v by where the layer says nothing; `unused` slots are in the pool beside; `float_scales` are
-    what --quantization-param-path makes of a layer's. "bytes": what the tensor operations of each
-    step read and write.
+    what --quantization-param-path makes of a layer's; `server`: its arguments. "bytes": what the
+    tensor operations of each step read and write.
     """
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    setting.server_arguments()
+    setting.server_arguments(**server)
     requests, length, heads, head_dim = q.shape
     kv_heads, device = k.shape[2], platform.device
     swa = kind == "swa"
     if swa:
         pool = pools.swa_pool(platform, cache, kv_heads, head_dim)
     else:
-        pool = pools.mha_pool(platform, cache, kv_heads, head_dim, slots=pools.SLOTS + unused)
+        size = max(pools.SLOTS, requests * length) + unused
+        pool = pools.mha_pool(platform, cache, kv_heads, head_dim, slots=size)
+    context = max(backend.CONTEXT, length)
     table = ReqToTokenPool(
-        size=requests, max_context_len=backend.CONTEXT, device="cuda", enable_memory_saver=False
+        size=requests, max_context_len=context, device="cuda", enable_memory_saver=False
     )
-    width = pools.SLOTS // requests
+    width = max(pools.SLOTS // requests, length)
     slots = 1 + torch.randperm(requests * width).view(requests, width)[:, :length].to(device)
     table.req_to_token[:, :length] = slots
     layer = setting.attention_layer(
@@ -57,7 +62,10 @@ def read_back(
     )
     if float_scales:
         layer.k_scale, layer.v_scale = k_scale, v_scale
-    attention = backend.aiter_backend(platform, pool, heads, kv_heads, head_dim, table, cache)
+        layer.k_scale_float = layer.v_scale_float = None
+    layer.logit_cap = softcap
+    shape = heads, kv_heads, head_dim
+    attention = backend.aiter_backend(platform, pool, *shape, table, cache, context)
     attention.v_scale = torch.tensor([default_v_scale], device=device)
     whole = torch.ones(requests, dtype=torch.int64, device=device)
     outputs, moved, done = [], [], 0
@@ -123,7 +131,6 @@ def _verified(drafts, prefix, requests, device):
 
 def foreign_format(platform, k, v, slots):
     """A pool in the other architecture's e4m3: what is in it afterwards, and what was said."""
-    from sglang.srt import rocm_patches
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     setting.server_arguments()
@@ -142,5 +149,39 @@ def foreign_format(platform, k, v, slots):
     )
     layer = setting.attention_layer(heads, heads, head_dim)
     pool.set_kv_buffer(layer, slots, k, v)
-    declined = rocm_patches.report()["slugs"]["fp8-kv-write"]["declined"]
-    return {"k": pool.get_key_buffer(0)[slots].float(), "declined": declined}
+    return {"k": pool.get_key_buffer(0)[slots].float(), "declined": _declined()}
+
+
+def settled(platform, k_scale, v_scale):
+    """Scales of a model's layers that had floats, tensors, and none, once they are settled."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.rocm_patches import fp8_kv_write
+
+    def layer(*scales):
+        made = RadixAttention(4, 64, 0.125, num_kv_heads=2, layer_id=0)
+        made.k_scale, made.v_scale = scales
+        return made
+
+    floats, none = layer(k_scale, v_scale), layer(None, None)
+    tensors = layer(*(torch.tensor(each, device=platform.device) for each in (k_scale, v_scale)))
+    weights = torch.nn.Linear(1, 1, device=platform.device)
+    fp8_kv_write.settle_scales(torch.nn.ModuleList([weights, floats, tensors, none]))
+    return {
+        "tensors": [
+            [each.k_scale, each.v_scale, each.k_scale_float, each.v_scale_float]
+            for each in (floats, tensors, none)
+        ]
+    }
+
+
+def said(platform):
+    """What this process has declined so far."""
+    return {"declined": _declined()}
+
+
+def _declined() -> list[str]:
+    if importlib.util.find_spec("sglang.srt.rocm_patches") is None:
+        return []
+    from sglang.srt import rocm_patches
+
+    return rocm_patches.report()["slugs"]["fp8-kv-write"]["declined"]

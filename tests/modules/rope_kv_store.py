@@ -31,9 +31,8 @@ def layer(
     """qkv ``[T, (q + 2 KV heads) * head_dim]``, split, rotated and stored as gpt_oss does it.
 
     window: the layer slides. native: as under torch.compile, which swaps the forward method.
-    backend: the class of the attention backend; "two" is one that chooses AiterAttnBackend,
-    "unified" that one with unified attention. mode: the ForwardMode. batch: further fields of the
-    ForwardBatch. arguments: fields of the server's arguments.
+    backend: the attention backend, by its name in setting.attention_backend. mode: the ForwardMode.
+    batch: further fields of the ForwardBatch. arguments: fields of the server's arguments.
     """
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.models.utils import create_fused_set_kv_buffer_arg, enable_fused_set_kv_buffer

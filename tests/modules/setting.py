@@ -138,8 +138,11 @@ def forward_batch(mode, seq_lens: torch.Tensor, slots: torch.Tensor, pool, prefi
 def attention_backend(name: str):
     """What is asked which class it is: the named one, without a backend's inside.
 
-    "unified" is an AiterAttnBackend with unified attention, "two" one that chooses one without.
+    "unified" is an AiterAttnBackend with unified attention, "two" one that chooses one without,
+    "overlap" one of two overlapping batches whose backend is "two".
     """
+    if name == "overlap":
+        return types.SimpleNamespace(primary=attention_backend("two"))
     if name == "two":
         chosen = attention_backend("AiterAttnBackend")
         return types.SimpleNamespace(_select_backend=lambda mode: chosen)

@@ -30,11 +30,17 @@ def inputs(head_dim):
     }
 
 
-def descaled(arms, backend="TritonAttnBackend", written=True, mode="DECODE") -> bool:
-    """Whether attention multiplies by the layer's scales. written: fp8-kv-write is on."""
+def descaled(arms, backend="TritonAttnBackend", written=True, mode="DECODE", beside=None) -> bool:
+    """Whether attention multiplies by the layer's scales.
+
+    written: fp8-kv-write is on. beside: another backend of the server.
+    """
+    aiter = backend in ("AiterAttnBackend", "two", "unified", "overlap")
     written = written and "fp8-kv-write" in slugs(arms.release)
+    if written and aiter and beside:
+        return arms.release != "0.5.9" and beside == "triton"
     if arms.release == "0.5.9":
-        return written and backend in ("AiterAttnBackend", "two", "unified")
+        return written and aiter
     alone = {"TritonAttnBackend": True, "unified": True, "WaveAttnBackend": False}
     return alone.get(backend, written or mode != "DECODE")
 
@@ -75,7 +81,8 @@ def test_slices_of_qkv_are_rotated_and_stored_in_one_launch(
 
 
 @pytest.mark.parametrize(
-    "backend", ["TritonAttnBackend", "AiterAttnBackend", "unified", "two", "WaveAttnBackend"]
+    "backend",
+    ["TritonAttnBackend", "AiterAttnBackend", "unified", "two", "overlap", "WaveAttnBackend"],
 )
 @pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
 @pytest.mark.parametrize("written", [True, False])
@@ -85,6 +92,18 @@ def test_what_is_stored_has_the_scales_that_attention_reads_it_with(
     given |= {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.03, "backend": backend, "mode": mode}
     arm = arms.patched_with(SGLANG_ROCM_PATCH_FP8_KV_WRITE=str(int(written)))
     scaled = descaled(arms, backend, written, mode)
+    check(platform, arm.run(LAYER, **given), given, scaled=scaled)
+
+
+@pytest.mark.parametrize("backend", ["two", "unified", "TritonAttnBackend"])
+@pytest.mark.parametrize("beside", ["triton", "torch_native"])
+@pytest.mark.parametrize("written", [True, False])
+def test_aiter_follows_the_servers_other_backend(arms, platform, given, backend, beside, written):
+    """Pristine aiter's cannot: its readers multiply by scales, or do not, whatever is beside it."""
+    given |= {"cache": "fp8", "k_scale": 0.7, "v_scale": 0.03, "backend": backend}
+    given |= {"prefill_attention_backend": beside, "decode_attention_backend": "aiter"}
+    arm = arms.patched_with(SGLANG_ROCM_PATCH_FP8_KV_WRITE=str(int(written)))
+    scaled = descaled(arms, backend, written, beside=beside)
     check(platform, arm.run(LAYER, **given), given, scaled=scaled)
 
 

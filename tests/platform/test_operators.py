@@ -190,15 +190,18 @@ def ragged(op, q, caches, slots, form="fp8", scales=(0.5, 0.25), softcap=0.0):
     return out
 
 
-def test_decode_of_an_fp8_cache_rounds_q_and_the_weights_of_256_keys(op, platform, randn):
+@pytest.mark.parametrize("softcap", [0.0, 0.5])
+def test_decode_of_an_fp8_cache_rounds_q_and_the_weights_of_256_keys(op, platform, randn, softcap):
     fp8, width = platform.fp8_dtype, 64
     caches = [randn(400, 2, width).to(fp8) for _ in "kv"]
     slots = torch.randperm(400, device=platform.device)[:300].int()
     q = randn(1, 4, width)
-    found = ragged(op, q, caches, slots)
+    found = ragged(op, q, caches, slots, softcap=softcap)
     for h in range(4):
         k, v = (each.double()[slots.long(), h // 2] for each in caches)
         logits = [float(q[0, h].to(fp8).double() @ row) * 0.5 / 8 for row in k]
+        if softcap:
+            logits = [softcap * math.tanh(each / softcap) for each in logits]
         total, out = sum(map(math.exp, logits)), torch.zeros(width, dtype=torch.float64)
         for first in (0, 256):
             some = range(first, min(first + 256, 300))
@@ -223,11 +226,21 @@ def test_decode_refuses_a_cache_that_it_would_misread(op, platform, randn):
         (lambda: ragged(op, q, foreign, slots), "read as"),
         (lambda: ragged(op, randn(1, 4, 192), wide, slots), "rows of 192"),
         (lambda: ragged(op, q, caches, slots, scales=(1, 1)), "scales"),
-        (lambda: ragged(op, q, caches, slots, softcap=30.0), "logits_soft_cap"),
         (lambda: ragged(op, q, caches, slots, "fp8_e5m2"), "fp8_e5m2 cache"),
     ]:
         with pytest.raises(NotEmulatedError, match=f"paged_attention_ragged: .*{reason}"):
             call()
+
+
+@pytest.mark.parametrize("head", [64, 80, 96, 112, 120, 128, 192, 256, 320])
+def test_decode_of_a_16_bit_cache_takes_heads_that_its_loops_cover(op, platform, randn, head):
+    slots = torch.arange(3, device=platform.device, dtype=torch.int32)
+    caches = [randn(8, 2, head) for _ in "kv"]
+    if head in (64, 128, 192, 256):
+        assert ragged(op, randn(1, 4, head), caches, slots, "auto").isfinite().all()
+        return
+    with pytest.raises(NotEmulatedError, match=f"paged_attention_ragged: heads of {head}"):
+        ragged(op, randn(1, 4, head), caches, slots, "auto")
 
 
 def test_a_window_of_n_sees_n_keys_before_its_own():

@@ -55,6 +55,7 @@ def test_the_set_as_it_is_has_no_problems(house):
     [
         ("Numerics: ", "Numbers: ", "no trailer `Numerics:`"),
         ("Numerics: ", "Numerics: about ", "`Numerics: about "),
+        ("Numerics: ulp<=1", "Numerics: ulp<=1; attention", "`Numerics: ulp<=1; attention"),
         ("Upstream-PR: #", "Upstream-PR: PR ", "`Upstream-PR: PR "),
         ("Upstream-Status: ", "Upstream-Status: partly ", "`Upstream-Status: partly "),
         ("Slug: layernorm", "Slug: layer-norm", "`Slug:` must be layernorm"),

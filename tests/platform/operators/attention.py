@@ -211,17 +211,20 @@ def paged_attention_ragged(
         q, k, v = query[b : b + 1], key_cache[slots, 0], value_cache[slots, 0]
         if kv_cache_dtype == "auto":
             need(k.dtype == v.dtype == q.dtype, f"{name}: {k.dtype} cache for {q.dtype} query")
+            # Whole loops over 64 columns of V, and over 32 of K in each part of at most 128.
+            head = q.shape[-1]
+            whole = head % 64 == 0 and head % (32 * -(-head // 128)) == 0
+            need(whole, f"{name}: heads of {head}, of which its loops leave out columns")
             # k_scale and v_scale are not looked at.
             mask = torch.ones(1, len(slots), dtype=torch.bool, device=q.device)
             result = softmax_attention(q, k, v, scale, mask, softcap=logits_soft_cap)
         else:
             need(kv_cache_dtype in ("fp8", "fp8_e4m3"), f"{name}: {kv_cache_dtype} cache")
-            need(not logits_soft_cap, f"{name}: logits_soft_cap on FP8")
-            result = fp8_decode(name, q, k, v, scale, k_scale, v_scale)
+            result = fp8_decode(name, q, k, v, scale, k_scale, v_scale, logits_soft_cap)
         out[b : b + 1] = result.to(out.dtype)
 
 
-def fp8_decode(name, q, k, v, scale, k_scale, v_scale):
+def fp8_decode(name, q, k, v, scale, k_scale, v_scale, softcap=0.0):
     """q [1, H, D] on k and v [K, H_kv, D], multiplied in FP8, 256 keys at a time, joined in fp32.
 
     q is cast as it is and overflows to NaN; the weights of 256 keys, which add up to 1, are cast.
@@ -235,6 +238,8 @@ def fp8_decode(name, q, k, v, scale, k_scale, v_scale):
     q = unclamped(q.float(), fp8).float()[0]
     k, v = (each.float().repeat_interleave(heads // k.shape[1], 1) for each in (k, v))
     logits = torch.einsum("hd,khd->hk", q, k) * (scale * float(k_scale))
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     parts = []
     for some in range(0, len(k), 256):
         part = logits[:, some : some + 256]

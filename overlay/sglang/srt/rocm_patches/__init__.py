@@ -27,7 +27,8 @@ SLUGS = ("layernorm", "indexer", "nsa-fp8-kv", "rope-kv-store", "fp8-kv-write")
 ARCHS = ("gfx942", "gfx950")
 
 ALL_OFF = "SGLANG_ROCM_PATCHES"
-OPTIONS: tuple[str, ...] = ()  # variables beside the switches that a slug reads itself
+DECODE = "SGLANG_ROCM_PATCH_FP8_KV_WRITE_DECODE"  # fast, or exact: fp8_kv_write.py
+OPTIONS = (DECODE,)  # variables beside the switches that a slug reads itself
 
 
 def switch_of(name: str) -> str:

@@ -9,16 +9,17 @@ in fp32 by the fp32 scale and rounds once, where the pristine path rounds the sc
 to bf16 first; without scales it stores the pristine bytes, except that it saturates where the
 pristine cast makes NaN.
 
-What is stored is ``value / scale``, so every reader has to multiply by that scale. The aiter
-backend's do not agree among themselves, hence the hooks beside the writes:
+What is stored is ``value / scale``, so every reader has to multiply by that scale. One server has
+one convention (``kv_cache.aiter_uses_scales``): aiter's backend writes and reads with the layers'
+scales if all other backends of the server do, and without any if one does not. Upstream's readers
+of the aiter backend do not even agree among themselves, hence the hooks beside the writes:
 
 =======================================  ====================  ================================
-reader (prefill, decode, verify)         pristine descales by  here
+reader (prefill, decode, verify)         pristine descales by  here, by ``scales(layer)``
 =======================================  ====================  ================================
-0.5.10, unified_attention, decode        layer's scales        the same
-0.5.10, paged_attention_ragged, decode   nothing               ``ragged``: the operator itself,
-                                                               by the layer's scales
-0.5.10, mha_batch_prefill_func, K and V  layer's scales        the same
+0.5.10, unified_attention, decode        layer's scales        ``descales``
+0.5.10, paged_attention_ragged, decode   nothing               ``ragged``: the operator itself
+0.5.10, mha_batch_prefill_func, K and V  layer's scales        ``descales``
 0.5.10, mha_batch_prefill_func, q        k_scale               1 (q was cast unscaled), and
                                                                ``saturated`` before the cast
 0.5.10, extend_attention_fwd, prefix     nothing               ``float_scales``
@@ -26,9 +27,10 @@ reader (prefill, decode, verify)         pristine descales by  here
 0.5.9, mha_batch_prefill_func, K and V   nothing               ``widened``, as it converts
 =======================================  ====================  ================================
 
-and hence decode's write gets the layer's scales as prefill's always did. The triton backend writes
-and reads with the layer's scales in 0.5.10 and without any in 0.5.9: there the pool is handed none.
-MLA is not touched.
+A scale is a tensor where a checkpoint holds it, and a float where --quantization-param-path gives
+it; all of these take both. ``settle_scales`` makes tensors of the floats when a model is loaded,
+since 0.5.10's triton backend takes tensors alone. docs/numerics.md lists every other writer and
+reader of these caches. MLA is not touched.
 
 **Bytes.** Decode by ``paged_attention_ragged``, and prefill in 0.5.9, convert the whole pool, used
 or not, to bf16 in every layer before they attend to it. Of a layer's K and V, in a pool of P slots
@@ -49,20 +51,22 @@ w) = 3.7 million. With 64 requests of 9000 tokens (u = 576 000) a decode step mo
 aiter, v0.1.10.post3 and v0.1.11.post1, reads e4m3 with K and V times one scale each; its sources,
 the same in both, are those that https://github.com/ROCm/aiter/pull/3609 tests on gfx942 with page
 size 1, and upstream calls it so from 0.5.12 on (https://github.com/sgl-project/sglang/pull/24129).
-It multiplies in FP8: q, and the softmax weights of each 256 keys, are rounded to e4m3 too. Against
-fp64 attention on random values before their quantisation the error is then 0.04 to 0.13 of a row
-where it was 0.03 to 0.08, the more the flatter the weights are. It casts q without a clamp, hence
-the one before it.
+It multiplies in FP8: q, and the softmax weights of each 256 keys, are rounded to e4m3 too, so a row
+of its output is up to 0.2 of itself away from attention in fp64 over the same cache, where the
+pristine one is 0.002 away. SGLANG_ROCM_PATCH_FP8_KV_WRITE_DECODE=exact keeps q and
+the weights in bf16 and converts the slots in use instead, as prefill does in 0.5.9. The operator
+casts q without a clamp, hence the one before it.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sglang.srt.rocm_patches import Slug
+from sglang.srt.rocm_patches import DECODE, Slug
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.aiter_backend import AiterAttnBackend
@@ -70,20 +74,34 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVCache
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+logger = logging.getLogger(__name__)
+
 SLUG = Slug("fp8-kv-write")
 ACTIVE = SLUG.active
+
+
+def _exact_decode() -> bool:
+    value = os.environ.get(DECODE, "fast")
+    if value not in ("fast", "exact"):
+        logger.warning("%s=%r counts as exact: write fast or exact", DECODE, value)
+    return value != "fast"
+
 
 if ACTIVE:
     from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
     from sglang.srt.rocm_patches.fp8_kv_write_kernel import write_kv
     from sglang.srt.rocm_patches.fp8_kv_write_widen_kernel import widen
-    from sglang.srt.rocm_patches.kv_cache import layer_cache
+    from sglang.srt.rocm_patches.kv_cache import aiter_uses_scales, layer_cache
 
     _FP8_DTYPE = native_e4m3()
     # aiter's other kernel for decode, if it is asked for, takes rows of bf16 alone.
-    _AITER_READS_FP8 = os.environ.get("QKV_VERSION", "GOLDEN") == "GOLDEN"
+    _DECODES_IN_FP8 = os.environ.get("QKV_VERSION", "GOLDEN") == "GOLDEN" and not _exact_decode()
 
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
+# Head sizes of which paged_attention_ragged's loops over a 16-bit cache leave out no column.
+_HEADS_IN_16_BITS = (64, 128, 192, 256)
+
+Scale = torch.Tensor | float | None
 
 
 def write(
@@ -92,8 +110,8 @@ def write(
     slots: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    k_scale: torch.Tensor | float | None,
-    v_scale: torch.Tensor | float | None,
+    k_scale: Scale,
+    v_scale: Scale,
 ) -> bool:
     """Scale, saturate, cast and store k and v; False: nothing was done.
 
@@ -135,10 +153,45 @@ def save(
     """Store a layer's k and v, as ``write`` takes them, in an FP8 pool of any type, scaled."""
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-    pool, scales = forward_batch.token_to_kv_pool, (layer.k_scale, layer.v_scale)
+    pool, by = forward_batch.token_to_kv_pool, scales(layer)
     # An SWAKVPool translates slots in two launches of its own; all other pools end in ``write``.
-    if not (type(pool) is SWAKVPool and write(pool, layer.layer_id, slots, k, v, *scales)):
-        pool.set_kv_buffer(layer, slots, k, v, *scales)
+    if not (type(pool) is SWAKVPool and write(pool, layer.layer_id, slots, k, v, *by)):
+        pool.set_kv_buffer(layer, slots, k, v, *by)
+
+
+def scales(layer: RadixAttention) -> tuple[Scale, Scale]:
+    """What aiter's backend stores and reads a layer's K and V with; None is 1."""
+    if not aiter_uses_scales():
+        return None, None
+    return layer.k_scale, layer.v_scale
+
+
+def descales(backend: AiterAttnBackend, layer: RadixAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """``scales`` for a reader that takes tensors, with the backend's own ones for None."""
+    k_scale, v_scale = scales(layer)
+    return _as_tensor(k_scale, backend.k_scale), _as_tensor(v_scale, backend.v_scale)
+
+
+def settle_scales(model: torch.nn.Module) -> None:
+    """Turn scales that --quantization-param-path left as floats into what a checkpoint leaves."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    device = next(model.parameters()).device
+    for layer in model.modules():
+        if isinstance(layer, RadixAttention):
+            for name in ("k_scale", "v_scale"):
+                scale = getattr(layer, name)
+                if isinstance(scale, float):
+                    setattr(layer, name, torch.tensor(scale, dtype=torch.float32, device=device))
+                    setattr(layer, f"{name}_float", scale)
+
+
+def fused_store_lacks_scales(layer: RadixAttention, forward_batch: ForwardBatch) -> bool:
+    """Whether Qwen3's fused norm, M-RoPE and store, which divides by 1, would store wrong bytes."""
+    if forward_batch.token_to_kv_pool.dtype not in E4M3_MAX:
+        return False
+    loaded = layer.k_scale_float, layer.v_scale_float
+    return any(_as_float(*each) != 1.0 for each in zip(scales(layer), loaded, strict=True))
 
 
 def float_scales(layer: RadixAttention, k_descale: torch.Tensor | None) -> tuple[float, float]:
@@ -148,12 +201,11 @@ def float_scales(layer: RadixAttention, k_descale: torch.Tensor | None) -> tuple
     """
     if not ACTIVE or k_descale is None:
         return 1.0, 1.0
-    return _as_float(layer.k_scale, layer.k_scale_float), _as_float(
-        layer.v_scale, layer.v_scale_float
-    )
+    k_scale, v_scale = scales(layer)
+    return _as_float(k_scale, layer.k_scale_float), _as_float(v_scale, layer.v_scale_float)
 
 
-def _as_float(scale: torch.Tensor | float | None, loaded: float | None) -> float:
+def _as_float(scale: Scale, loaded: float | None) -> float:
     if scale is None:
         return 1.0
     # --quantization-param-path puts a float where a checkpoint puts a tensor and its float.
@@ -187,24 +239,20 @@ def ragged(
     v_cache: torch.Tensor,
 ) -> Ragged:
     """Decode's operands for an FP8 cache: as it is, or converted where aiter cannot read it."""
-    head = layer.qk_head_dim
+    head, one = layer.qk_head_dim, (backend.k_scale, backend.v_scale)
     # The operator takes FP8 rows 64 elements at a time, of each 128.
-    if not _AITER_READS_FP8 or (head != 64 and head % 128):
-        metadata = backend.forward_metadata
-        read = metadata.kv_indptr[: q.shape[0] + 1], metadata.kv_indices
-        wide = widened(layer, k_cache, v_cache, *read, q.dtype)
-        return Ragged(q, *wide, "auto", backend.k_scale, backend.v_scale)
-    return Ragged(
-        saturated(q),
-        k_cache,
-        v_cache,
-        "fp8",
-        _as_tensor(layer.k_scale, backend.k_scale),
-        _as_tensor(layer.v_scale, backend.v_scale),
-    )
+    if _DECODES_IN_FP8 and (head == 64 or head % 128 == 0):
+        return Ragged(saturated(q), k_cache, v_cache, "fp8", *descales(backend, layer))
+    if head not in _HEADS_IN_16_BITS:
+        SLUG.decline(f"paged_attention_ragged leaves out columns of heads of {head}")
+        return Ragged(q, k_cache.to(q.dtype), v_cache.to(q.dtype), "auto", *one)
+    metadata = backend.forward_metadata
+    read = metadata.kv_indptr[: q.shape[0] + 1], metadata.kv_indices
+    wide = widened(layer, k_cache, v_cache, *read, q.dtype)
+    return Ragged(q, *wide, "auto", *one)
 
 
-def _as_tensor(scale: torch.Tensor | float | None, one: torch.Tensor) -> torch.Tensor:
+def _as_tensor(scale: Scale, one: torch.Tensor) -> torch.Tensor:
     if scale is None:
         return one
     # aiter reads fp32 at its address, whatever its type says.
@@ -228,5 +276,4 @@ def widened(
 
     kv_indptr: int32 ``[B + 1]``; kv_indices: int32, of which the first ``kv_indptr[B]`` count.
     """
-    scales = layer.k_scale, layer.v_scale
-    return widen(k_cache, v_cache, kv_indices, kv_indptr[-1:], *scales, dtype)
+    return widen(k_cache, v_cache, kv_indices, kv_indptr[-1:], *scales(layer), dtype)

@@ -6,8 +6,13 @@ once to nearest even. A reader multiplies by the same scale.
 
 A slot is a row of the pool's buffers, whatever its page size: pages are contiguous, so
 ``page * page_size + offset`` is the row. Negative slots are not written.
+
+Whether the scales of a layer are used at all is one decision for a whole server, since all of its
+attention backends read the same bytes: ``aiter_uses_scales``.
 """
 
+import functools
+import inspect
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -50,6 +55,34 @@ def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
     return LayerCache(
         pool.k_buffer[row].view(pool.dtype), pool.v_buffer[row].view(pool.dtype), full_to_swa
     )
+
+
+@functools.cache
+def triton_uses_scales() -> bool:
+    """Whether this release's triton backend stores and reads with scales; 0.5.9's does neither."""
+    from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention_fwd
+
+    return "k_scale" in inspect.signature(decode_attention_fwd).parameters
+
+
+def aiter_uses_scales() -> bool:
+    """Whether aiter's backend stores and reads with the layers' scales, under fp8-kv-write.
+
+    The other backends of a server are upstream's and stay as they are, so aiter's follows them:
+    triton's uses scales from 0.5.10 on, and no other backend of HIP uses any. Of bytes that come
+    from another server, or go to one, we assume that its backend is aiter's or triton's.
+    """
+    from sglang.srt.server_args import get_global_server_args
+
+    server = get_global_server_args()
+    names = {*server.get_attention_backends(), server.speculative_draft_attention_backend}
+    if (
+        server.disaggregation_mode != "null"
+        or server.hicache_storage_backend
+        or server.enable_lmcache
+    ):
+        names.add("triton")
+    return names - {None} <= ({"aiter", "triton"} if triton_uses_scales() else {"aiter"})
 
 
 def kernel_scale(scale: torch.Tensor | float | None) -> torch.Tensor | float | None:

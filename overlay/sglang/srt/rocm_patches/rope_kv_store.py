@@ -31,7 +31,12 @@ ACTIVE = SLUG.active
 
 if ACTIVE:
     from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
-    from sglang.srt.rocm_patches.kv_cache import LayerCache, layer_cache
+    from sglang.srt.rocm_patches.kv_cache import (
+        LayerCache,
+        aiter_uses_scales,
+        layer_cache,
+        triton_uses_scales,
+    )
     from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store as _launch
 
     _CACHE_DTYPES = (torch.bfloat16, torch.float16, native_e4m3())
@@ -73,36 +78,33 @@ def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool
     return reason is None
 
 
-def only_aiter_descales(forward_batch: ForwardBatch) -> bool:
-    """Whether this batch is read with scales, in a release that by itself has no reader that does.
-
-    0.5.9's triton backend stores and reads without them. Its aiter backend stores a prefill with
-    them, decode without, and reads neither; fp8-kv-write makes it store and read everything with
-    them.
-    """
-    return _is(_backend_of(forward_batch), "AiterAttnBackend") and active("fp8-kv-write")
-
-
 def reader_descales(forward_batch: ForwardBatch) -> bool:
-    """The same in a release whose readers do, but for decode by ``paged_attention_ragged``.
+    """Whether attention multiplies what this batch stores by the layers' scales.
 
-    0.5.10's triton backend and unified attention multiply by the scales, and so does aiter's
-    prefill; its decode reads without them unless fp8-kv-write is there. All other backends store
-    and read without.
+    fp8-kv-write makes aiter's backend follow the server's other backends. Without fp8-kv-write,
+    0.5.9 has no reader that descales, and 0.5.10's aiter backend descales except in decode by
+    ``paged_attention_ragged``. Triton's backend descales from 0.5.10 on, and no other one does.
     """
     backend = _backend_of(forward_batch)
     if not _is(backend, "AiterAttnBackend"):
-        return _is(backend, "TritonAttnBackend")
-    ragged = forward_batch.forward_mode.is_decode() and not backend.use_triton_unified_attention
-    return not ragged or active("fp8-kv-write")
+        return _is(backend, "TritonAttnBackend") and triton_uses_scales()
+    if active("fp8-kv-write"):
+        return aiter_uses_scales()
+    if not triton_uses_scales():
+        return False
+    return backend.use_triton_unified_attention or not forward_batch.forward_mode.is_decode()
 
 
 def _backend_of(forward_batch: ForwardBatch) -> object:
     """The attention backend that this batch's layers are handed to."""
     backend = forward_batch.attn_backend
-    if hasattr(backend, "_select_backend"):  # one for prefill, another for decode
-        backend = backend._select_backend(forward_batch.forward_mode)
-    return getattr(backend, "primary", backend)  # of two overlapping batches
+    while True:
+        if hasattr(backend, "primary"):  # of two overlapping batches
+            backend = backend.primary
+        elif hasattr(backend, "_select_backend"):  # one for prefill, another for decode
+            backend = backend._select_backend(forward_batch.forward_mode)
+        else:
+            return backend
 
 
 def _is(backend: object, name: str) -> bool:

@@ -10,6 +10,16 @@ POOL = "sglang/srt/mem_cache/memory_pool.py"
 
 LAYERNORM_FAULTS = [
     Fault(
+        "a new guard tells nobody",
+        "layernorm",
+        "layernorm.py",
+        "        return False  # forward_native raises\n",
+        "        return False  # forward_native raises\n"
+        "    if x.shape[0] > 64:\n"
+        "        return False\n",
+        tests="tests/modules/test_guards.py",
+    ),
+    Fault(
         "fp32 parameters go into the CK operator",  # ROCm/ATOM#1796
         "layernorm",
         "layernorm.py",
@@ -77,6 +87,30 @@ LAYERNORM_FAULTS = [
     ),
 ]
 INDEXER_FAULTS = [
+    Fault(
+        "head gates that do not fit say nothing",
+        "indexer",
+        "indexer.py",
+        '        SLUG.decline(f"head gates: {reason}")\n',
+        "",
+        tests="tests/modules/test_guards.py",
+    ),
+    Fault(
+        "deterministic inference has a sum that is split by the batch",
+        "indexer",
+        "indexer.py",
+        "if reason := by_batch() or why_not(x, weight):",
+        "if reason := why_not(x, weight):",
+        tests="tests/modules/test_indexer.py",
+    ),
+    Fault(
+        "the index K that is computed alone is rotated twice",
+        "indexer",
+        INDEXER,
+        "positions, k_rope.clone() if rocm_indexer.ACTIVE else k_rope, k_rope",
+        "positions, k_rope, k_rope",
+        tests="tests/modules/test_indexer.py",
+    ),
     Fault(
         "240 for 224",
         "indexer",
@@ -381,6 +415,14 @@ NSA_FAULTS = [
     ),
 ]
 ROPE_FAULTS = [
+    Fault(
+        "a rotation that torch.compile has in its native form says nothing",
+        "rope-kv-store",
+        "rope_kv_store.py",
+        "    _say_native()\n",
+        "",
+        tests="tests/modules/test_rope_kv_store.py",
+    ),
     Fault(
         "the pristine steps rotate twice",
         "rope-kv-store",

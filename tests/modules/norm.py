@@ -6,7 +6,8 @@ from ..platform import recorder
 from . import setting
 
 
-def layernorm(platform, x, weight, bias, eps, affine=True, use_bias=True):
+def layernorm(platform, x, weight, bias, eps, affine=True, use_bias=True, native=False):
+    """native: as under torch.compile, which swaps the forward method."""
     from sglang.srt.layers.layernorm import LayerNorm
 
     setting.server_arguments()
@@ -15,6 +16,8 @@ def layernorm(platform, x, weight, bias, eps, affine=True, use_bias=True):
     ).to(platform.device)
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
+    if native:
+        layer.enter_torch_compile(num_tokens=1)
     before = x.clone()
     with recorder.measured():
         y = layer(x)

@@ -88,6 +88,14 @@ def test_a_layer_without_parameters_computes_in_its_own_type(arms):
     assert result.outputs["declined"] == [reason]
 
 
+def test_torch_compiles_native_form_is_upstreams_and_says_so(arms):
+    given = inputs((5, 64)) | {"native": True}
+    result = arms.patched.run(SCENARIO, **given)
+    expected = arms.pristine.run(SCENARIO, **given)
+    assert_bitwise(result.outputs["y"], expected.outputs["y"])
+    assert result.outputs["declined"] == ["torch.compile traces the native LayerNorm"]
+
+
 def test_a_row_is_rounded_to_nearest_on_both_chips(arms):
     """Of sglang's own test_layernorm, the smallest that aiter's operator on gfx942 fails."""
     torch.manual_seed(12)

@@ -134,6 +134,7 @@ def test_torch_compiles_native_rope_rotates_once_and_stores(arms, platform, give
     scaled = descaled(arms)
     check(platform, result, given, BF16_STEPS, scaled=scaled)
     assert KERNEL not in result.kernels
+    assert any("runs natively" in reason for reason in result.outputs["declined"])
 
 
 def test_a_layer_that_does_not_fit_is_rotated_once_and_stored(arms, platform, given):

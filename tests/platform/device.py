@@ -13,6 +13,7 @@ import types
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext, _device_constructors
 
 from .value import Platform
 
@@ -36,6 +37,17 @@ def _is_gpu(device) -> bool:
     return isinstance(device, str) and device.partition(":")[0] == "cuda"
 
 
+def _made_by_default(context, function, types, args=(), kwargs=None):
+    """``with torch.device("cuda")`` and torch.set_default_device: torch's own mode.
+
+    It may lie below this one, and then nobody looks at what it adds to a call.
+    """
+    kwargs = dict(kwargs or {})
+    if function in _device_constructors() and kwargs.get("device") is None:
+        kwargs["device"] = CPU if _is_gpu(context.device) else context.device
+    return function(*args, **kwargs)
+
+
 class OnTheCpu(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         # Getters are new objects at each look-up: compare, do not look up by identity.
@@ -55,6 +67,8 @@ class OnTheCpu(TorchFunctionMode):
             kwargs["device"] = CPU
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
+        if function is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
+            args = (args[0], CPU, *args[2:])
         args = args[:1] + tuple(CPU if _is_gpu(arg) else arg for arg in args[1:])
         return function(*args, **kwargs)
 
@@ -217,6 +231,7 @@ def install(arch: str, memory: int = 2 << 30) -> None:
     }
     for name, replacement in accelerator.items():
         setattr(torch.accelerator, name, replacement)
+    DeviceContext.__torch_function__ = _made_by_default
     torch.nn.Module.cuda = lambda self, device=None: self
     torch.Generator = _Generator
     _kernels_of_cuda_serve_the_cpu()

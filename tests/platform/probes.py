@@ -32,6 +32,32 @@ def device(platform):
     }
 
 
+def devices(platform):
+    """Each way to say which device a tensor is to be made on or moved to."""
+    host = torch.arange(4, device="cpu")
+    found = {"to an ordinal": host.to(0), "to an ordinal and a type": host.to(0, torch.float32)}
+    found["by ordinal"] = torch.ones(2, device=0)
+    found["cuda of an ordinal"] = host.cuda(0)
+    with torch.device("cuda"):
+        found["a context"] = torch.zeros(3)
+        with torch.device("cuda:0"):
+            found["a context in a context"] = torch.empty(2, 2)
+        found["a random one"] = torch.randn(3)
+        found["a module"] = torch.nn.Linear(2, 2).weight
+        found["a tensor of numbers"] = torch.tensor([1.0])
+    torch.set_default_device("cuda")
+    try:
+        found["the default"] = torch.full((2,), 5.0)
+        default = str(torch.get_default_device())
+    finally:
+        torch.set_default_device(None)
+    return {
+        "devices": {name: str(x.device) for name, x in found.items()},
+        "sum": sum(float(x.double().sum()) for x in (found["to an ordinal"], found["the default"])),
+        "default": default,
+    }
+
+
 def names(platform):
     import aiter
     from aiter import layernorm2d_fwd, some_new_operator

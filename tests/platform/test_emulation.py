@@ -38,6 +38,12 @@ def test_the_process_and_its_children_have_an_amd_gpu(arm, platform):
     assert seen["values"].tolist() == [0, 1, 2, 3]
 
 
+def test_every_way_to_name_a_device_names_the_gpu(arm):
+    seen = arm.run("tests.platform.probes:devices", alone=True).outputs
+    assert set(seen["devices"].values()) == {"cuda:0"}, seen["devices"]
+    assert (seen["sum"], seen["default"]) == (16.0, "cuda:0")
+
+
 @pytest.mark.usefixtures("emulated")
 def test_a_name_that_nothing_provides_raises_by_name_when_it_is_called(arm, platform):
     seen = arm.run("tests.platform.probes:names").outputs

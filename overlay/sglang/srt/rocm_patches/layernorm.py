@@ -61,6 +61,13 @@ def fits(norm: LayerNorm, x: torch.Tensor) -> bool:
     return False
 
 
+@torch.compiler.assume_constant_result  # runs as it is traced: a log line would break the graph
+def say_native() -> bool:
+    """For a layer that torch.compile has in its native form, which is the pristine path."""
+    SLUG.decline("torch.compile traces the native LayerNorm")
+    return True
+
+
 def forward(norm: LayerNorm, x: torch.Tensor) -> torch.Tensor:
     """``LayerNorm.forward`` for an x ``[..., hidden_size]`` that ``fits``; always contiguous."""
     weight, bias = _applied(norm)

@@ -147,7 +147,7 @@ def rotate_and_store(
     cache = layer_cache(store.pool, layer.layer_id)
     if reason := _unfit(rope, cache, positions, query, key, offsets, store):
         SLUG.decline(reason)
-        return rotate_then_store(rope.forward_cuda, positions, query, key, offsets, store)
+        return _in_steps(rope.forward_cuda, positions, query, key, offsets, store)
     _launch(
         query.view(query.shape[0], layer.tp_q_head_num, rope.head_size),
         key.view(key.shape[0], *cache.k.shape[1:]),
@@ -164,6 +164,25 @@ def rotate_and_store(
 
 
 def rotate_then_store(
+    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: torch.Tensor | None,
+    store: KVStore,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for a rotary embedding that runs natively."""
+    _say_native()
+    return _in_steps(rotate, positions, query, key, offsets, store)
+
+
+@torch.compiler.assume_constant_result  # runs as it is traced: a log line would break the graph
+def _say_native() -> bool:
+    SLUG.decline("the rotary embedding runs natively, as torch.compile has it")
+    return True
+
+
+def _in_steps(
     rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     positions: torch.Tensor,
     query: torch.Tensor,

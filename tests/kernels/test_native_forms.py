@@ -1,4 +1,4 @@
-"""Catches a reason that breaks the graph which it is said in, or is not said where one is traced."""
+"""Catches a reason that breaks the graph which it is said in, or is not said as one is traced."""
 
 import pytest
 import torch

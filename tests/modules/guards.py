@@ -271,3 +271,9 @@ def _fp8_writes(platform):
     yield of_another_format
     yield lambda: call(k_dtype=torch.float16)
     yield lambda: call(k=(3, 2, 32))
+
+    backend = types.SimpleNamespace(k_scale=None, v_scale=None)
+    layer = setting.attention_layer(4, 2, 80)
+    q = _tensor(platform, 3, 4 * 80)
+    caches = [_tensor(platform, 8, 2, 80, dtype=platform.fp8_dtype) for _ in range(2)]
+    yield lambda: fp8_kv_write.ragged(backend, layer, q, *caches)

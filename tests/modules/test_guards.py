@@ -39,28 +39,40 @@ DECLINE_NOTHING = {
     "nsa_fp8_kv._nsa_backend: return server_args.nsa_prefill_backend",
     "nsa_fp8_kv_glm.register: if not nsa_fp8_kv.ACTIVE or 'glm_moe_dsa' in CONFIG_MAPPING: "
     "return False",
-    # Facts about a batch's reader.
-    "rope_kv_store.only_aiter_descales: "
-    "return _is(_backend_of(forward_batch), 'AiterAttnBackend') and active('fp8-kv-write')",
+    # Facts about a server's or a batch's reader: both arms follow them.
+    "kv_cache.triton_uses_scales: "
+    "return 'k_scale' in inspect.signature(decode_attention_fwd).parameters",
+    "kv_cache.aiter_uses_scales: return names - {None} <= "
+    "({'aiter', 'triton'} if triton_uses_scales() else {'aiter'})",
     "rope_kv_store.reader_descales: if not _is(backend, 'AiterAttnBackend'): "
-    "return _is(backend, 'TritonAttnBackend')",
-    "rope_kv_store.reader_descales: return not ragged or active('fp8-kv-write')",
+    "return _is(backend, 'TritonAttnBackend') and triton_uses_scales()",
+    "rope_kv_store.reader_descales: if active('fp8-kv-write'): return aiter_uses_scales()",
+    "rope_kv_store.reader_descales: if not triton_uses_scales(): return False",
+    "rope_kv_store.reader_descales: return backend.use_triton_unified_attention or "
+    "not forward_batch.forward_mode.is_decode()",
     "rope_kv_store._is: return type(backend).__name__ == name",
     "rope_kv_store.rotate_and_store: return (query, key)",
     # A pool that is not FP8 is no business of this slug.
     "fp8_kv_write.write: if pool.dtype not in E4M3_MAX: return False",
-    # Operands of an operator, each as it takes them.
+    "fp8_kv_write.fused_store_lacks_scales: "
+    "if forward_batch.token_to_kv_pool.dtype not in E4M3_MAX: return False",
+    # False: upstream's fused store is right, and is left to do it.
+    "fp8_kv_write.fused_store_lacks_scales: return any((_as_float(*each) != 1.0 "
+    "for each in zip(scales(layer), loaded, strict=True)))",
+    # A setting, and operands of an operator, each as it takes them.
+    "fp8_kv_write._exact_decode: return value != 'fast'",
+    "fp8_kv_write.scales: if not aiter_uses_scales(): return (None, None)",
+    "fp8_kv_write.scales: return (layer.k_scale, layer.v_scale)",
     "fp8_kv_write.float_scales: if not ACTIVE or k_descale is None: return (1.0, 1.0)",
-    "fp8_kv_write.float_scales: return (_as_float(layer.k_scale, layer.k_scale_float), "
-    "_as_float(layer.v_scale, layer.v_scale_float))",
+    "fp8_kv_write.float_scales: "
+    "return (_as_float(k_scale, layer.k_scale_float), _as_float(v_scale, layer.v_scale_float))",
     "fp8_kv_write._as_float: if scale is None: return 1.0",
     "fp8_kv_write._as_float: return loaded if isinstance(scale, torch.Tensor) else scale",
     "fp8_kv_write.saturated: if not ACTIVE: return q",
     "fp8_kv_write.saturated: return q.clamp(-largest, largest)",
-    "fp8_kv_write.ragged: if not _AITER_READS_FP8 or (head != 64 and head % 128): "
-    "return Ragged(q, *wide, 'auto', backend.k_scale, backend.v_scale)",
-    "fp8_kv_write.ragged: return Ragged(saturated(q), k_cache, v_cache, 'fp8', "
-    "_as_tensor(layer.k_scale, backend.k_scale), _as_tensor(layer.v_scale, backend.v_scale))",
+    "fp8_kv_write.ragged: if _DECODES_IN_FP8 and (head == 64 or head % 128 == 0): "
+    "return Ragged(saturated(q), k_cache, v_cache, 'fp8', *descales(backend, layer))",
+    "fp8_kv_write.ragged: return Ragged(q, *wide, 'auto', *one)",
     "fp8_kv_write._as_tensor: if scale is None: return one",
     "fp8_kv_write._as_tensor: return scale.float() if isinstance(scale, torch.Tensor) "
     "else _constant(scale, one.device)",

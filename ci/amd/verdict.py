@@ -4,8 +4,9 @@
     ci/amd/verdict.py FOLDER MATRIX >> "$GITHUB_STEP_SUMMARY"
 
 Each of many comparisons finds a regression that is none in one of twenty; `ci/gsm8k.py combine`
-corrects for it (Holm). FOLDER has the artifacts of the jobs, `results-<name>/gsm8k.json`; MATRIX is
-what ci/amd/matrix.py said. A job without a result is named: what did not run did not pass.
+gives the verdict of the family (Holm). FOLDER has the artifacts of the jobs,
+`results-<name>/gsm8k.json`; MATRIX is what ci/amd/matrix.py said. A job without a result is named:
+what did not run did not pass.
 
 Exit codes: those of ci/gsm8k.py; 4 if all that ran pass and a job has no result.
 """
@@ -53,9 +54,9 @@ def judged(folder: Path, files: list[str], names: dict[str, str]) -> int:
     print(f"**{said['verdict']}**: {message}\n")
     rows = said.get("statistics", {}).get("configurations", {})
     if rows:
-        print("| configuration | verdict | McNemar p, after Holm |\n|---|---|---|")
+        print("| configuration | verdict | p of the plan, after Holm |\n|---|---|---|")
     for file, row in rows.items():
-        print(f"| {names[file]} | {row['verdict']} | {row['mcnemar_p_holm']:.3g} |")
+        print(f"| {names[file]} | {row['verdict']} | {row['p_holm']:.3g} |")
     print()
     return done.returncode
 

@@ -1,8 +1,8 @@
-"""Runs of both arms in turn, A B A B, each kept as soon as it is whole; then the verdict.
+"""Runs of both arms in turn, A B A B, each kept as soon as it is whole, up to the plan's verdict.
 
 Kept runs are never repeated and never left out: the same command goes on after the last whole run,
-and further runs (--runs) are pooled with all earlier ones, so nobody retries until it is green. A
-run that was cut off begins anew, since a server keeps nothing of it.
+and a look takes all runs up to its number, so nobody retries until it is green. A run that was cut
+off begins anew, since a server keeps nothing of it; the ledger tells of it.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import evaluate, power, questions, runs, self_report
+from . import evaluate, ledger, power, questions, runs, self_report
 from .comparison import ARMS, Comparison, say
-from .decide import Decision, decide, off_path
+from .decide import Decision, Rule, decide, off_path
 from .errors import Refused
+from .plan import LOOKS
 from .servers import serving
 
 # The fewest shots of GSM8K whose prompts (12,256 characters and more) pass 2048 tokens.
@@ -24,23 +25,33 @@ FEWEST_NSA_SHOTS = 20
 def run(
     comparison: Comparison,
     settings: evaluate.Settings,
-    rounds: int,
+    most: int,
     work: Path,
-    margin: float | None,
+    rule: Rule,
+    result: Path | None = None,
 ) -> tuple[Decision, dict[str, Any]]:
-    """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
-    key = runs.begin(work, _key(comparison, settings))
+    """The decision, and what a result file says beside it. Raises Refused, RunFailed.
+
+    `most`: runs of each arm. They are made up to the plan's next look, and on to the one after it
+    only if that may settle what is open.
+    """
+    key = runs.begin(work, _key(comparison, settings, rule), result)
     say(comparison.shown())
-    say(power.text(evaluate.count(settings), rounds))
-    for arm, number in runs.missing(work, rounds):
-        _one(comparison, settings, arm, number, work)
-    arms = runs.kept(work)
-    decision = decide(
-        *([questions.read(work / each["log"]) for each in arms[arm]] for arm in ARMS),
-        margin=margin,
-        floor=comparison.preset.floor,
-    )
-    return off_path(decision, runs.declined(arms)), {"configuration": key, "arms": arms}
+    say(power.text(evaluate.count(settings), LOOKS[0], rule.family))
+    for rounds in [*(look for look in LOOKS if look < most), most]:
+        for arm, number in runs.missing(work, rounds):
+            with runs.attempt(work, arm, number):
+                _one(comparison, settings, arm, number, work)
+        arms = runs.kept(work)
+        pristine, patched = (
+            [questions.read(work / each["log"]) for each in arms[arm]] for arm in ARMS
+        )
+        decision = decide(pristine, patched, rule)
+        decision = off_path(decision, runs.declined(arms))
+        if decision.further_runs is None:
+            break
+        say(f"{decision.verdict} after {rounds} runs of each arm: {decision.message}")
+    return decision, {"configuration": key, "arms": arms, "ledger": ledger.seal(work)}
 
 
 def refuse_few_shots(settings: evaluate.Settings) -> None:
@@ -67,8 +78,7 @@ def _one(
         say(f"   {how}, at {url}")
         rows = evaluate.questions(settings, task, url)
         after = self_report.read(url)
-    if after.digest != before.digest:
-        raise Refused(f"{url} was another server at the end of the run than at its beginning")
+    self_report.check_same(before, after, url)
     declined = after.declined(comparison.slugs if arm == "patched" else ())
     for line in declined:
         say(f"   warning: pristine path taken in the patched arm: {line}")
@@ -94,8 +104,8 @@ def _one(
         f"{summary['truncated']:.2%}, {summary['seconds']} s")  # fmt: skip
 
 
-def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
-    """All that a run's answers depend on."""
+def _key(comparison: Comparison, settings: evaluate.Settings, rule: Rule) -> dict[str, Any]:
+    """All that a run's answers depend on, and the rule that was fixed before the first."""
     said = asdict(settings)
     said["data"] = evaluate.HUB
     if settings.data is not None:
@@ -107,4 +117,8 @@ def _key(comparison: Comparison, settings: evaluate.Settings) -> dict[str, Any]:
             name: hashlib.sha256(text).hexdigest()
             for name, text in zip(evaluate.SPLITS.values(), content, strict=True)
         }
-    return {**comparison.as_json(), "settings": said}
+    return {
+        **comparison.as_json(),
+        "settings": said,
+        "rule": {"margin": rule.margin, "floor": rule.floor, "family": rule.family},
+    }

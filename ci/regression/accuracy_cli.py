@@ -1,25 +1,32 @@
 """GSM8K accuracy, pristine against patched.
 
-run      drive both servers, A B A B, evaluate by lm-eval, decide, write the result
+run      drive both servers, A B A B, look after 2, 4 and 12 runs of each arm, stop at a verdict
 decide   the verdict from saved per-question logs alone
-combine  one verdict over the results of several configurations (Holm)
+combine  one verdict over the results of a family of comparisons (Holm)
 power    what a number of questions and runs can show
 """
+
+from __future__ import annotations
 
 import argparse
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import exits, report
+from .alone import alone
 from .commands import add_result, answered, finish, work_of
-from .errors import Refused
+from .ledger import file_digest
 from .options import at_least, points, positive, seconds
+from .plan import LOOKS
 from .questions import GSM8K
 
+if TYPE_CHECKING:
+    from .decide import Rule
+
 NAME = "gsm8k"
-MARGIN = "points of accuracy; default: from A/A noise"
+FAMILY = "comparisons that `combine` will judge together (default: 1)"
 LOGS = (
     "per-question logs: JSON lines, one object a question, with at least `doc_id` (integer or "
     "text) and `correct` (true/false or 1/0); all logs must hold the same questions"
@@ -39,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
             f"--{arm}", type=Path, action="append", required=True, metavar="F",
             help=f"the log of one {arm} run; repeat for each run",
         )  # fmt: skip
-    decide.add_argument("--margin", type=points, metavar="POINTS", help=MARGIN)
+    _add_rule(decide)
     decide.add_argument(
         "--floor", type=points, metavar="POINTS", help="a pristine arm below this is no baseline"
     )
@@ -49,8 +56,23 @@ def parser() -> argparse.ArgumentParser:
     combine.add_argument("--json", action="store_true")
     power = _command(commands, "power", "what a number of questions can show", "")
     power.add_argument("--questions", type=positive, default=GSM8K)
-    power.add_argument("--runs", type=positive, default=1)
+    power.add_argument("--runs", type=int, choices=LOOKS, default=LOOKS[0], help="of each arm")
+    power.add_argument("--family", type=positive, default=1, metavar="N", help=FAMILY)
     return top
+
+
+def _add_rule(command: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Fixed before the first run."""
+    command.add_argument(
+        "--margin", type=points, metavar="POINTS", default=0.01,
+        help="of accuracy: the loss that a PASS excludes (default: 1)",
+    )  # fmt: skip
+    command.add_argument("--family", type=positive, default=1, metavar="N", help=FAMILY)
+    command.add_argument(
+        "--start-noise", type=points, metavar="POINTS",
+        help="of accuracy: what a server's start alone shifts, as `combine` found it; default: "
+        "what the pristine runs of this comparison show",
+    )  # fmt: skip
 
 
 def _add_run(commands: Any) -> None:
@@ -60,7 +82,11 @@ def _add_run(commands: Any) -> None:
     comparison.add_arguments(run)
     asked = run.add_argument_group("the evaluation")
     asked.add_argument("--limit", type=positive, help="only the first N questions")
-    asked.add_argument("--runs", type=positive, default=2, help="of each arm (default: 2)")
+    asked.add_argument(
+        "--runs", type=positive, default=LOOKS[-1], metavar="N",
+        help=f"the most of each arm (default: {LOOKS[-1]}). Looked at after "
+        f"{', '.join(map(str, LOOKS))}; further runs are made only if they may settle what is open",
+    )  # fmt: skip
     asked.add_argument(
         "--data", type=Path, help="folder with train.jsonl and test.jsonl; default: the hub"
     )
@@ -77,7 +103,7 @@ def _add_run(commands: Any) -> None:
     )  # fmt: skip
     asked.add_argument("--concurrency", type=positive, default=64)
     asked.add_argument("--request-timeout", type=seconds, default=1800, metavar="SECONDS")
-    asked.add_argument("--margin", type=points, metavar="POINTS", help=MARGIN)
+    _add_rule(asked)
     add_result(run, NAME, planned="the commands and the power")
 
 
@@ -118,69 +144,50 @@ def _run(given: argparse.Namespace) -> int:
         from . import power
 
         print(compared.shown())
-        print(power.text(evaluate.count(settings), given.runs))
+        print(power.text(evaluate.count(settings), LOOKS[0], given.family))
         return exits.PASS
-    with servers.terminated_like_interrupted():
+    work = work_of(given)
+    with alone(given.output, work), servers.terminated_like_interrupted():
         decision, beside = accuracy.run(
-            compared, settings, given.runs, work_of(given), given.margin
+            compared, settings, given.runs, work, _rule(given, chosen.floor), given.output
         )
-    return finish(NAME, given, compared, decision, beside, report.accuracy)
+        return finish(NAME, given, compared, decision, beside, report.accuracy)
+
+
+def _rule(given: argparse.Namespace, floor: float) -> Rule:
+    from .decide import Rule
+    from .starts import known
+
+    starts = None if given.start_noise is None else known(given.start_noise)
+    return Rule(given.margin, floor, given.family, starts)
 
 
 def _decide(given: argparse.Namespace) -> int:
     from . import decide, questions
 
-    questions.refuse_twice([*given.pristine, *given.patched])
+    logs = [*given.pristine, *given.patched]
+    questions.refuse_twice(logs)
     decision = decide.decide(
         [questions.read(path) for path in given.pristine],
         [questions.read(path) for path in given.patched],
-        margin=given.margin,
-        floor=decide.FLOOR if given.floor is None else given.floor,
+        _rule(given, decide.FLOOR if given.floor is None else given.floor),
     )
-    said = decision.as_json()
+    said = {**decision.as_json(), "logs": {str(path): file_digest(path) for path in logs}}
     print(json.dumps(said, indent=1) if given.json else report.accuracy(said))
     return exits.OF_VERDICT[decision.verdict]
 
 
 def _combine(given: argparse.Namespace) -> int:
-    from . import decide
+    from . import family
 
-    decision = decide.combine({str(path): _result(path) for path in given.results})
+    decision = family.combine(family.read(given.results))
     said = "\n".join([f"{decision.verdict}: {decision.message}", *decision.reasons])
     print(json.dumps(decision.as_json(), indent=1) if given.json else said)
     return exits.OF_VERDICT[decision.verdict]
 
 
-def _result(path: Path) -> dict[str, Any]:
-    """A result of `run` or `decide --json`, with all that `combine` reads of it."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Refused(
-            f"{path}: cannot be read: {why}; give what `run --output` or `decide --json` wrote"
-        ) from None
-    try:
-        result: dict[str, Any] = json.loads(text)
-        found = result["statistics"]
-        rates = [found[name] for name in ("invalid", "truncated") if found.get(name)]
-        shares = [found["mcnemar_p"]]
-        shares += [rate[key] for rate in rates for key in ("pristine", "patched", "p")]
-        known = result["verdict"] in exits.OF_VERDICT and isinstance(result["message"], str)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"{path}: no result of `run` or `decide --json`: {error!r}") from None
-    if not known:
-        raise Refused(f"{path}: no verdict in it that `run` or `decide --json` gives")
-    for share in shares:
-        if type(share) not in (int, float) or not 0 <= share <= 1:
-            raise Refused(f"{path}: {json.dumps(share)} where its statistics have a number 0 to 1")
-    if not isinstance(result.get("further_runs"), (int, type(None))):
-        raise Refused(f"{path}: `further_runs` is {result['further_runs']!r}, not a number or null")
-    return result
-
-
 def _power(given: argparse.Namespace) -> int:
     from . import power
 
-    print(power.text(given.questions, given.runs))
+    print(power.text(given.questions, given.runs, given.family))
     return exits.PASS

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,15 @@ def finish(
     markdown: Callable[[dict[str, Any]], str],
 ) -> int:
     """Write the result where it was asked for, say the verdict, and give its exit code."""
-    result = {**decision.as_json(), "measured_on": evidence.measured_on(compared), **beside}
+    result = {
+        **decision.as_json(),
+        "measured_on": evidence.measured_on(compared),
+        "written_by": {
+            "process": os.getpid(),
+            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        },
+        **beside,
+    }
     report.write(given.output, result, markdown(result))
     if given.evidence:
         evidence.write(name, compared, result)

@@ -1,45 +1,38 @@
-"""The verdict over saved runs of both arms: pairing and statistics, nothing else.
+"""The verdict over saved runs of both arms, look by look (plan.py): statistics, nothing else.
 
-Every question is paired with itself. With several runs an arm, a question's score in an arm is its
-mean over that arm's runs: noise shrinks, and the question stays the unit. Sources: E. Miller,
-"Adding Error Bars to Evals" (arXiv 2411.00640: paired differences, power); A. Dutta et al.,
-"Accuracy is Not All You Need" (arXiv 2407.09141: flips); Q. McNemar (1947), R. A. Fisher (1935:
-randomisation of signs), S. Holm (1979).
+Sources: E. Miller, "Adding Error Bars to Evals" (arXiv 2411.00640: paired differences, power);
+A. Dutta et al., "Accuracy is Not All You Need" (arXiv 2407.09141: flips); Q. McNemar (1947),
+R. A. Fisher (1935: randomisation of signs), K. Lan and D. DeMets (1983: alpha spending).
 
-REGRESSION    more of the questions' scores lost than gained than chance explains (one-sided
-              sign-flip test; with one run an arm the exact McNemar test), or clearly more answers
-              that cannot be read or are cut off
-PASS          no REGRESSION; the one-sided 95 % lower bound of the paired difference is above
-              -margin; no more flips than noise and an allowance explain
-INCONCLUSIVE  neither; says how many further runs an arm, or how many questions, would settle it,
-              where that can
+REGRESSION    more questions lost than gained, more than chance explains (one-sided sign-flip
+              test), or clearly more answers that hold no number or are cut off
+PASS          no REGRESSION; the one-sided lower bound of the paired difference is above -margin; no
+              more flips than noise and an allowance explain
+INCONCLUSIVE  neither; says what would settle it: the runs up to the next look, or more questions
 """
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 from .errors import Refused
+from .look import RATE_ALLOWANCE, Look, sequential_p, start_noise
+from .paired import FEW, discordance, noise_of, paired, share
+from .plan import ALPHA, LOOKS, WEIGHTS, next_look
 from .questions import GSM8K, Run, same_questions
+from .starts import Starts, of_runs
 
-ALPHA = 0.05
 POWER = 0.80
-# Two runs of the same server differ in a share of the questions. Up to QUIET of them 1 point can be
-# resolved in one pass over GSM8K; a noisier server gets the wider margin, and more runs.
-QUIET, MARGIN, NOISY_MARGIN = 0.02, 0.01, 0.015
-RATE_ALLOWANCE = 0.01  # invalid or cut-off answers above the pristine arm's
+MARGIN = 0.01
 # Right in the pristine arm, wrong in the patched one, above what pristine runs lose to each other:
 # not their difference with what is gained, which a patch that answers otherwise may hide.
 FLIP_ALLOWANCE = 0.01
 FLOOR = 0.10  # a pristine arm below this answers nothing that could be lost
-FEW = 10  # discordant questions below which the normal approximation is not used
+UNREADABLE = 0.03  # answers without a number, above which the setting and not the model is measured
 Z = float(stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER))
 
 
@@ -48,7 +41,7 @@ class Decision:
     verdict: str
     message: str
     reasons: list[str]
-    further_runs: int | None
+    further_runs: int | None  # of each arm, up to the next look
     statistics: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,291 +49,221 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """How many questions have which difference patched - pristine of their scores.
+class Rule:
+    """What a comparison is held to, fixed before its first run."""
 
-    `counts`: {difference: questions}, the differences as whole numbers of 1/`unit`: thirds that
-    cancel must cancel.
+    margin: float = MARGIN
+    floor: float = FLOOR
+    family: int = 1  # comparisons that are judged together: REGRESSION alone needs ALPHA / family
+    starts: Starts | None = None  # what a server start shifts, where a family has measured it
+
+
+def decide(pristine: Sequence[Run], patched: Sequence[Run], rule: Rule = Rule()) -> Decision:
+    """The runs of each arm in the order in which they were made.
+
+    Each look takes the first runs of both arms, and the first verdict stands, whatever came later.
+    Raises Refused where the runs cannot be paired.
     """
-
-    counts: Mapping[int, int]
-    unit: int = 1
-
-    @property
-    def questions(self) -> int:
-        return sum(self.counts.values())
-
-    @property
-    def losses(self) -> int:
-        """Questions whose score fell."""
-        return sum(n for size, n in self.counts.items() if size < 0)
-
-    @property
-    def gains(self) -> int:
-        return sum(n for size, n in self.counts.items() if size > 0)
-
-    @property
-    def lost(self) -> float:
-        """The sum of the falls, in questions."""
-        return -sum(size * n for size, n in self.counts.items() if size < 0) / self.unit
-
-    @property
-    def mean(self) -> float:
-        return sum(size * n for size, n in self.counts.items()) / self.questions / self.unit
-
-    @property
-    def variance(self) -> float:
-        """Sample variance of one question's difference."""
-        if self.questions == 1:
-            return 0.0
-        squares = sum((size / self.unit - self.mean) ** 2 * n for size, n in self.counts.items())
-        return squares / (self.questions - 1)
-
-    @property
-    def lower_bound(self) -> float:
-        discordant = self.losses + self.gains
-        return float(lower_bound(self.questions, discordant, self.lost, self.mean, self.variance))
-
-    @property
-    def loss_p(self) -> float:
-        return sign_flips(self.counts)
-
-    @property
-    def gain_p(self) -> float:
-        return sign_flips({-size: n for size, n in self.counts.items()})
-
-
-def lower_bound(n: int, discordant: int, lost: Any, mean: Any, variance: Any) -> Any:
-    """One-sided 95 % lower bound of the mean difference; numbers or arrays.
-
-    Student's t; with fewer than FEW discordant questions, where a variance says nothing, exact: the
-    Clopper-Pearson upper bound of the share lost, no gain set against it (none of n: 1 - 0.05^1/n).
-    """
-    if discordant < FEW:
-        lost_up = np.minimum(np.ceil(lost), n)
-        return -stats.beta.ppf(1 - ALPHA, lost_up + 1, np.maximum(n - lost_up, 1e-9))
-    return mean - stats.t.ppf(1 - ALPHA, n - 1) * np.sqrt(variance / n)
-
-
-def sign_flips(counts: Mapping[int, int]) -> float:
-    """One-sided p of Fisher's randomisation test over the questions' differences.
-
-    How often a sum this low or lower comes of the same sizes, were each as likely a loss as a gain;
-    by convolution, so without sampling. With one run an arm it is the exact McNemar test. It is
-    exact for equally many runs of both arms, where arms that are alike could be exchanged, question
-    by question. For unequal numbers a difference is not symmetric about 0 (one run against two: a
-    loss of 1 is rarer than a gain of 1/2), and the test is exact only in the limit of many
-    discordant questions; it is one of the mean then, as everywhere, not of how many signs fell.
-    """
-    sizes: Counter[int] = Counter()
-    for size, n in counts.items():
-        sizes[abs(size)] += n
-    lost = -sum(size * n for size, n in counts.items() if size < 0)
-    return min(float(lost_by_chance(sizes)[lost:].sum()), 1.0)
-
-
-def lost_by_chance(sizes: Mapping[int, int]) -> np.ndarray:
-    """The probability of each sum of losses, where each difference is a loss in half of all cases.
-
-    `sizes`: {size of a difference: how many there are}.
-    """
-    distribution = np.ones(1)
-    for size, n in sizes.items():
-        if size:
-            spread = np.zeros(size * n + 1)
-            spread[::size] = _heads(n)
-            distribution = np.convolve(distribution, spread)
-    return distribution
-
-
-@cache
-def _heads(coins: int) -> np.ndarray:
-    chances: np.ndarray = stats.binom.pmf(np.arange(coins + 1), coins, 0.5)
-    return chances
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
-def paired(pristine: Sequence[dict[str, bool]], patched: Sequence[dict[str, bool]]) -> Paired:
-    """Differences of mean scores."""
-    unit = math.lcm(len(pristine), len(patched))
-    one, other = unit // len(pristine), unit // len(patched)
-    return Paired(
-        Counter(
-            other * sum(run[doc] for run in patched) - one * sum(run[doc] for run in pristine)
-            for doc in pristine[0]
-        ),
-        unit,
-    )
-
-
-def discordance(pairs: Sequence[tuple[dict[str, bool], dict[str, bool]]]) -> dict[str, float]:
-    """For each question the share of the pairs of runs that differ in it; empty without a pair."""
-    if not pairs:
-        return {}
-    return {
-        doc: sum(one[doc] != other[doc] for one, other in pairs) / len(pairs) for doc in pairs[0][0]
-    }
-
-
-def noise_of(runs: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """The discordance of one arm's runs among themselves; empty for a single run."""
-    return discordance(list(itertools.combinations(runs, 2)))
-
-
-def _share(discordant: dict[str, float]) -> float | None:
-    return sum(discordant.values()) / len(discordant) if discordant else None
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """What would settle an open question; neither: nothing of the kind."""
-
-    further_runs: int | None = None  # of each arm
-    questions: int | None = None  # in all, instead of those that were asked
-
-
-def remedy(
-    difference: Paired, noise: float | None, runs: tuple[int, int], distance: float
-) -> Remedy:
-    """What shows, with POWER, a mean that lies `distance` from what is to be excluded.
-
-    `noise`: the share of the questions that two runs of the pristine arm differ in. More runs
-    average that out, and nothing else: a question that one arm always answers and the other never
-    does needs more questions. None: not known, so all of what was seen is taken for it.
-    """
-    pooled = 2 / sum(1 / each for each in runs)
-    if noise is None:
-        noise = difference.variance * pooled
-    lasting = max(difference.variance - noise / pooled, 0.0)
-    aim = (distance / Z) ** 2  # the variance of the mean
-    if noise and lasting < aim * difference.questions:
-        needed = math.ceil(noise / (aim * difference.questions - lasting))
-        return Remedy(further_runs=max(needed - min(runs), 1))
-    return Remedy(questions=math.ceil(difference.variance / aim))
-
-
-def decide(
-    pristine: Sequence[Run],
-    patched: Sequence[Run],
-    *,
-    margin: float | None = None,
-    floor: float = FLOOR,
-) -> Decision:
-    """Raises Refused where the runs cannot be paired."""
     if not pristine or not patched:
         raise Refused("at least one run of each arm is needed: --pristine F --patched F")
     same_questions([*pristine, *patched])
+    there = min(len(pristine), len(patched))
+    if there < LOOKS[0]:
+        return Decision(
+            "INCONCLUSIVE",
+            f"{len(pristine)} pristine and {len(patched)} patched runs: a run alone does not show "
+            f"its noise, so the first look is after {LOOKS[0]} runs of each arm",
+            ["before the first look"],
+            LOOKS[0] - there,
+            _summary(pristine, patched, [], rule),
+        )
+    looks: list[Look] = []
+    for runs in LOOKS:
+        if runs > there:
+            break
+        arms = pristine[:runs], patched[:runs]
+        looks.append(_look(*arms, since=looks[-1].runs if looks else 0))
+        decision = _at(*arms, looks, rule)
+        if decision.verdict != "INCONCLUSIVE":
+            break
+    return decision
+
+
+def _look(pristine: Sequence[Run], patched: Sequence[Run], since: int) -> Look:
+    rates = {}
+    for name in ("invalid", "truncated"):
+        columns = [[getattr(run, name) for run in arm] for arm in (pristine, patched)]
+        if not any(None in arm for arm in columns):
+            rates[name] = paired(*columns)
     answers = [run.correct for run in pristine], [run.correct for run in patched]
-    runs = len(pristine), len(patched)
-    difference = paired(*answers)
-    n = difference.questions
-    noise = noise_of(answers[0])
-    a_a, flipped = _share(noise), _share(discordance(list(itertools.product(*answers))))
-    if margin is None:
-        margin = MARGIN if a_a is None or a_a <= QUIET else NOISY_MARGIN
-    p = difference.loss_p
-    statistics: dict[str, Any] = {
-        "questions": n,
+    return Look(len(pristine), paired(*answers), of_runs(answers[0][since:]), rates)
+
+
+def _at(
+    pristine: Sequence[Run], patched: Sequence[Run], looks: Sequence[Look], rule: Rule
+) -> Decision:
+    """The decision at the last of `looks`, whose runs these are."""
+    look = looks[-1]
+    starts = rule.starts or start_noise(looks)
+    statistics = _summary(pristine, patched, looks, rule)
+    bad = []
+    if sequential_p(looks, rule.starts) < ALPHA / rule.family:
+        bad = _ways(look, starts, statistics, rule)
+    still_open = _unreadable(statistics) | _untold(pristine, patched)
+    bound = look.lower_bound(starts)
+    if bound <= -rule.margin:
+        sentence = f"a loss of {-bound:.2%} cannot be excluded, the margin is {rule.margin:.1%}"
+        still_open[sentence] = _remedy(look, statistics["flips"], starts, rule.margin)
+    flips = statistics["flips"]
+    if _excess_of_flips(pristine, patched) > FLIP_ALLOWANCE:
+        still_open[
+            f"{flips['patched_pristine']:.2%} of the questions flip between the arms, "
+            f"{flips['pristine_pristine']:.2%} between pristine runs: more than noise; look at the "
+            "flipped questions, further runs will not settle it"
+        ] = Remedy()
+    score = sum(run.accuracy for run in pristine) / len(pristine)
+    if score < rule.floor:
+        still_open[
+            f"the pristine arm answers {score:.2%}, below the floor of {rule.floor:.0%}: this "
+            "setting does not work even without the patches, so a comparison says nothing"
+        ] = Remedy()
+    if bad:
+        return Decision("REGRESSION", "; ".join(bad), [*bad, *still_open], None, statistics)
+    if not still_open:
+        message = (
+            f"no loss above {rule.margin:.1%}: difference {look.answers.mean:+.2%}, lower bound "
+            f"{bound:+.2%} over {look.answers.questions} questions, {look.runs} runs of each arm"
+        )
+        if untold := [name for name in ("invalid", "truncated") if name not in look.rates]:
+            message += f"; {' and '.join(untold)} answers were not compared: not in every log"
+        return Decision("PASS", message, [], None, statistics)
+    further, sentence = _settled(list(still_open.values()), look.runs)
+    message = "; ".join(still_open) + sentence
+    return Decision("INCONCLUSIVE", message, list(still_open), further, statistics)
+
+
+def _summary(
+    pristine: Sequence[Run], patched: Sequence[Run], looks: Sequence[Look], rule: Rule
+) -> dict[str, Any]:
+    """Of the last look, or of all runs before the first; with all that a family's verdict needs."""
+    both = min(len(pristine), len(patched))
+    answers = [[run.correct for run in arm] for arm in (pristine, patched)]
+    difference = looks[-1].answers if looks else paired(*(arm[:both] for arm in answers))
+    starts = rule.starts or start_noise(looks)
+    found: dict[str, Any] = {
+        "questions": difference.questions,
         "runs": {"pristine": len(pristine), "patched": len(patched)},
         "accuracy": {
             "pristine": [round(run.accuracy, 6) for run in pristine],
             "patched": [round(run.accuracy, 6) for run in patched],
         },
         "difference": difference.mean,
-        "lower_bound": difference.lower_bound,
-        "margin": margin,
+        "lower_bound": looks[-1].lower_bound(starts) if looks else None,
+        "margin": rule.margin,
         "losses": difference.losses,
         "gains": difference.gains,
-        "mcnemar_p": p,
-        "flips": {"pristine_pristine": a_a, "patched_pristine": flipped},
+        "p": sequential_p(looks, rule.starts),
+        "family": rule.family,
+        "flips": {
+            "pristine_pristine": share(noise_of(answers[0])),
+            "patched_pristine": share(discordance(list(itertools.product(answers[0], answers[1])))),
+        },
+        "start_noise": starts.deviation,
+        "looks": [look.as_json() for look in looks],
     }
-    bad: list[str] = []
-    still_open: dict[str, Remedy] = {}
-    untold = []
-    if p < ALPHA:
-        bad.append(
-            f"{difference.losses} questions lost, {difference.gains} gained: by chance in "
-            f"{p:.2g} of cases (one-sided sign-flip test over the questions, below {ALPHA})"
-        )
     for name in ("invalid", "truncated"):
         columns = [[getattr(run, name) for run in arm] for arm in (pristine, patched)]
-        if any(None in arm for arm in columns):
-            statistics[name] = None
-            untold.append(name)
-            continue
-        rate = paired(*columns)
-        shares = [sum(sum(run.values()) for run in arm) / len(arm) / n for arm in columns]
-        statistics[name] = {"pristine": shares[0], "patched": shares[1], "p": rate.gain_p}
-        if rate.mean <= RATE_ALLOWANCE:
-            continue
-        sentence = (
-            f"{name} answers: {shares[1]:.2%} patched, {shares[0]:.2%} pristine, "
-            f"more than {RATE_ALLOWANCE:.0%} above"
-        )
-        if rate.gain_p < ALPHA:
-            bad.append(sentence)
-        else:
-            still_open[sentence] = remedy(rate, _share(noise_of(columns[0])), runs, rate.mean)
-    if difference.lower_bound <= -margin:
-        sentence = (
-            f"a loss of {-difference.lower_bound:.2%} cannot be excluded, the margin is "
-            f"{margin:.1%}"
-        )
-        still_open[sentence] = _of_bound(difference, a_a, runs, margin)
-    if a_a is None:
-        still_open[
-            "one pristine run alone: its own noise is not known, so nothing can pass; a second "
-            "pristine run is needed"
-        ] = Remedy(further_runs=1)
-    elif _excess_of_flips(pristine, patched, noise) > FLIP_ALLOWANCE:
-        still_open[
-            f"{flipped:.2%} of the questions flip between the arms, {a_a:.2%} between pristine "
-            "runs: more than noise; look at the flipped questions, further runs will not settle it"
-        ] = Remedy()
-    score = sum(run.accuracy for run in pristine) / len(pristine)
-    if score < floor:
-        still_open[
-            f"the pristine arm answers {score:.2%}, below the floor of {floor:.0%}: this setting "
-            "does not work even without the patches, so a comparison says nothing"
-        ] = Remedy()
-    if bad:
-        return Decision("REGRESSION", "; ".join(bad), [*bad, *still_open], None, statistics)
-    if not still_open:
-        message = (
-            f"no loss above {margin:.1%}: difference {difference.mean:+.2%}, lower bound "
-            f"{difference.lower_bound:+.2%} over {n} questions"
-        )
-        if untold:
-            message += f"; {' and '.join(untold)} answers were not compared: not in every log"
-        return Decision("PASS", message, [], None, statistics)
-    further, sentence = _settled(list(still_open.values()), min(runs))
-    message = "; ".join(still_open) + sentence
-    return Decision("INCONCLUSIVE", message, list(still_open), further, statistics)
+        found[name] = None
+        if looks and name in looks[-1].rates:
+            shares = [sum(map(_share_of, arm)) / len(arm) for arm in columns]
+            found[name] = dict(zip(("pristine", "patched"), shares, strict=True))
+            found[name]["p"] = looks[-1].rates[name].gain_p
+    return found
 
 
-def _of_bound(
-    difference: Paired, noise: float | None, runs: tuple[int, int], margin: float
-) -> Remedy:
-    """What lifts the lower bound above -margin, or shows the loss that was seen to be one."""
+def _share_of(column: dict[str, bool]) -> float:
+    return sum(column.values()) / len(column)
+
+
+def _ways(look: Look, starts: Starts, statistics: dict[str, Any], rule: Rule) -> list[str]:
+    """Each of the ways in which this look, or an earlier one, is a REGRESSION."""
+    found = []
+    p_values = look.p_values(starts)
+    least = min(p_values, key=lambda name: p_values[name] / WEIGHTS[name])
+    level = f"the whole plan: p = {statistics['p']:.2g}, below {ALPHA / rule.family:.2g}"
+    if least == "correct":
+        found.append(
+            f"{look.answers.losses} questions lost, {look.answers.gains} gained, in "
+            f"{look.runs} runs of each arm: {look.answers.mean:+.2%}; by chance in "
+            f"{p_values['correct']:.2g} of cases (one-sided sign-flip test); {level}"
+        )
+    for name, rate in look.rates.items():
+        if p_values[name] < ALPHA * WEIGHTS[name] / rule.family or least == name:
+            found.append(
+                f"{name} answers: {statistics[name]['patched']:.2%} patched, "
+                f"{statistics[name]['pristine']:.2%} pristine, {rate.mean:+.2%} where "
+                f"{RATE_ALLOWANCE:.0%} is allowed; {level}"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would settle an open question; neither: nothing of the kind."""
+
+    runs: int | None = None  # of each arm, in all
+    questions: int | None = None  # in all, instead of those that were asked
+    of_starts: bool = False  # most of the noise comes with a server start
+
+
+def _unreadable(statistics: dict[str, Any]) -> dict[str, Remedy]:
+    """An arm whose answers hold no number measures the setting, not the model."""
+    rate = statistics["invalid"] or {}
+    return {
+        f"{rate[arm]:.2%} of the answers of the {arm} arm hold no number, more than "
+        f"{UNREADABLE:.0%}: the accuracy is that of the setting; look at `text` in the logs, and "
+        "see --protocol and --max-tokens": Remedy()
+        for arm in ("pristine", "patched")
+        if rate.get(arm, 0) > UNREADABLE
+    }
+
+
+def _untold(pristine: Sequence[Run], patched: Sequence[Run]) -> dict[str, Remedy]:
+    """What one arm tells and the other does not cannot be compared, so it cannot be passed."""
+    found = {}
+    for name in ("invalid", "truncated"):
+        told = [[getattr(run, name) is not None for run in arm] for arm in (pristine, patched)]
+        if any(any(arm) for arm in told) and not all(all(arm) for arm in told):
+            found[
+                f"{name} answers are told by some logs alone, so the arms cannot be compared in "
+                "them: give logs that all tell it"
+            ] = Remedy()
+    return found
+
+
+def _remedy(look: Look, flips: dict[str, float], starts: Starts, margin: float) -> Remedy:
+    """What lifts the lower bound above -margin with POWER, or shows the loss that was seen.
+
+    More runs average out what two pristine runs differ in, and what a start shifts; nothing else: a
+    question that one arm always answers and the other never does needs more questions.
+    """
+    difference = look.answers
     distance = max(margin + difference.mean, -difference.mean)
-    found = remedy(difference, noise, runs, distance)
-    if difference.losses + difference.gains >= FEW:
-        return found
-    # The exact bound knows no runs. (Poisson's limit: a little above Clopper and Pearson's.)
-    exact = stats.gamma.ppf(1 - ALPHA, math.ceil(difference.lost) + 1) / margin
-    return Remedy(questions=math.ceil(max(exact, difference.variance * (Z / distance) ** 2)))
+    aim, n = (distance / Z) ** 2, difference.questions  # the variance of the mean
+    if difference.losses + difference.gains < FEW and not starts.variance:
+        # The exact bound knows no runs. (Poisson's limit: a little above Clopper and Pearson's.)
+        exact = stats.gamma.ppf(1 - ALPHA / 2, math.ceil(difference.lost) + 1) / margin
+        return Remedy(questions=math.ceil(max(exact, difference.variance / aim)))
+    of_questions, of_starts = flips["pristine_pristine"] / n, 2 * starts.variance
+    lasting = max(difference.variance / n - of_questions / look.runs, 0.0)
+    if of_questions + of_starts and lasting < aim:
+        needed = math.ceil((of_questions + of_starts) / (aim - lasting))
+        return Remedy(runs=max(needed, look.runs + 1), of_starts=of_starts > of_questions)
+    return Remedy(questions=math.ceil(difference.variance / aim))
 
 
 def _settled(remedies: Sequence[Remedy], runs: int) -> tuple[int | None, str]:
-    """Further runs that settle all of it, and what to say; None and nothing where they cannot."""
+    """Runs up to the next look, and what to say; None where no runs of the plan settle it."""
     if Remedy() in remedies:
         return None, ""
     if questions := max((each.questions or 0 for each in remedies), default=0):
@@ -348,18 +271,20 @@ def _settled(remedies: Sequence[Remedy], runs: int) -> tuple[int | None, str]:
         if questions > GSM8K:
             return None, f"{said}, and GSM8K has {GSM8K}: further runs would not, a --margin might"
         return None, f"{said}, further runs would not: --limit {questions} or more"
-    further = max(each.further_runs or 0 for each in remedies)
-    return further, (
-        f". {further} further run{'s' * (further > 1)} of each arm would settle it with a power of "
-        f"{POWER:.0%}: keep all runs, add these (--runs {runs + further}), decide once more"
-    )
+    needed = max(each.runs or 0 for each in remedies)
+    what = "starts" if any(each.of_starts for each in remedies) else "runs"
+    said = f". About {needed} {what} of each arm settle it with a power of {POWER:.0%}"
+    if what == "starts":
+        said += ", more questions do not: most of the noise comes with a server's start"
+    if (look := next_look(runs)) is None:
+        return None, f"{said}; the plan ends after {runs}"
+    return look - runs, f"{said}; the plan looks again after {look}"
 
 
-def _excess_of_flips(
-    pristine: Sequence[Run], patched: Sequence[Run], noise: dict[str, float]
-) -> float:
+def _excess_of_flips(pristine: Sequence[Run], patched: Sequence[Run]) -> float:
     """One-sided 95 % lower bound of how much more often an answer is lost than by noise."""
     pairs = list(itertools.product(pristine, patched))
+    noise = noise_of([run.correct for run in pristine])
     excess = [
         sum(a.correct[doc] and not b.correct[doc] for a, b in pairs) / len(pairs) - noise[doc] / 2
         for doc in noise
@@ -379,49 +304,3 @@ def off_path(decision: Decision, declined: Sequence[str]) -> Decision:
     reasons = [f"pristine path taken in the patched arm: {line}" for line in declined]
     message = f"{'; '.join(reasons)}. So this says nothing of the patch; else: {decision.message}"
     return Decision("INCONCLUSIVE", message, reasons, None, decision.statistics)
-
-
-def combine(decisions: dict[str, dict[str, Any]]) -> Decision:
-    """One verdict over several configurations, each the JSON of a decision; Holm over `mcnemar_p`.
-
-    A REGRESSION that rests on it alone has to stand after Holm; what does not is INCONCLUSIVE.
-    """
-    if not decisions:
-        raise Refused("no result to combine")
-    names = list(decisions)
-    adjusted = dict(
-        zip(names, holm([decisions[k]["statistics"]["mcnemar_p"] for k in names]), strict=True)
-    )
-    rows: dict[str, dict[str, Any]] = {}
-    for name in names:
-        one = decisions[name]
-        verdict = one["verdict"]
-        rates = [one["statistics"].get(rate) for rate in ("invalid", "truncated")]
-        rates_bad = any(
-            r and r["patched"] - r["pristine"] > RATE_ALLOWANCE and r["p"] < ALPHA for r in rates
-        )
-        if verdict == "REGRESSION" and adjusted[name] >= ALPHA and not rates_bad:
-            verdict = "INCONCLUSIVE"
-        rows[name] = {"verdict": verdict, "mcnemar_p_holm": adjusted[name]}
-    order = ("REGRESSION", "INCONCLUSIVE", "PASS")
-    worst = next(v for v in order if any(row["verdict"] == v for row in rows.values()))
-    named = [name for name in names if rows[name]["verdict"] == worst]
-    further = [decisions[name].get("further_runs") for name in named]
-    known = [each for each in further if each is not None]
-    return Decision(
-        worst,
-        f"{worst} in {len(named)} of {len(names)} configurations: {', '.join(named)}",
-        [_in_company(name, decisions[name], rows[name]) for name in named],
-        max(known) if worst == "INCONCLUSIVE" and len(known) == len(named) else None,
-        {"configurations": rows},
-    )
-
-
-def _in_company(name: str, decision: dict[str, Any], row: dict[str, Any]) -> str:
-    said = f"{name}: {decision['message']}"
-    if decision["verdict"] == row["verdict"]:
-        return said
-    return (
-        f"{said}. Of so many configurations chance gives such a one in {row['mcnemar_p_holm']:.2g} "
-        "of cases (Holm): pool further runs of this one, keep all others, combine once more"
-    )

@@ -1,7 +1,7 @@
-"""One run of GSM8K against one server: lm-eval asks, extracts and scores; this keeps each answer.
+"""One run of GSM8K against one server: lm-eval makes the prompts and asks; this keeps each answer.
 
 lm-eval repeats a failed request and knows no finish reason, so its transport is replaced: one
-attempt, any failure ends the run.
+attempt, any failure ends the run. Its filter takes punctuation for a number: extraction.py.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Refused, RunFailed
+from .extraction import number
 from .questions import FINISHED, GSM8K
 
 TASK = "gsm8k_regression"
 HUB = "openai/gsm8k"
-EXTRACTION = "flexible-extract"  # the last number, as in the measurements of the pull requests
+FILTER = "flexible-extract"  # one of two, of which each has all samples; what it found is not used
 SPLITS = {"train": "train.jsonl", "test": "test.jsonl"}
-INVALID = "[invalid]"
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ def questions(settings: Settings, task: Any, url: str) -> list[dict[str, Any]]:
         log_samples=True,
         bootstrap_iters=0,
     )
-    samples = [s for s in found["samples"][TASK] if s["filter"] == EXTRACTION]
-    return [_row(sample, model.answers) for sample in sorted(samples, key=lambda s: s["doc_id"])]
+    samples = [s for s in found["samples"][TASK] if s["filter"] == FILTER]
+    name = Path(settings.model).name
+    rows = [_row(sample, model.answers) for sample in sorted(samples, key=lambda s: s["doc_id"])]
+    return [row | {"model": name} for row in rows]
 
 
 def _task(settings: Settings) -> str:
@@ -129,6 +131,10 @@ def _task(settings: Settings) -> str:
     task: dict[str, Any] = yaml.safe_load(own.read_text())
     task |= {"task": TASK, "fewshot_config": {"sampler": "first_n", "split": "train"}}
     task.pop("tag", None)
+    if settings.protocol == "chat":
+        # The stop words end a completion that goes on with a question of its own. A chat ends by
+        # itself, and its thoughts may hold them.
+        task["generation_kwargs"] |= {"until": []}
     if settings.data is not None:
         files = {split: str((settings.data / name).resolve()) for split, name in SPLITS.items()}
         for path in files.values():
@@ -140,16 +146,17 @@ def _task(settings: Settings) -> str:
 
 
 def _row(sample: dict[str, Any], answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    prediction = sample["filtered_resps"][0]
+    text, target = sample["resps"][0][0], sample["target"].rpartition("####")[2].strip()
+    found = number(text)
     return {
         "doc_id": sample["doc_id"],
-        "correct": bool(sample["exact_match"]),
-        "invalid": prediction == INVALID,
+        "correct": found is not None and found == number(target),
+        "invalid": found is None,
         **answers[_text(sample["arguments"][0][0])],
-        "prediction": prediction,
-        "target": sample["target"].rpartition("####")[2].strip(),
+        "prediction": None if found is None else str(found),
+        "target": target,
         "prompt_hash": sample["prompt_hash"],
-        "text": sample["resps"][0][0],
+        "text": text,
     }
 
 
@@ -242,16 +249,18 @@ def _client(settings: Settings, url: str) -> Any:
 def whole(answer: Any, text_of: Callable[[Any], list[str]], url: str) -> tuple[str, dict[str, Any]]:
     """The text of an answer, and what it says beside it. Raises RunFailed where it is not whole."""
     try:
-        text = text_of(answer)[0] or ""
+        text = text_of(answer)[0]
+        if not isinstance(text, str | None):
+            raise TypeError(f"a text that is {text!r}")
         [choice], usage = answer["choices"], answer["usage"]
         row = {
             "finish_reason": choice["finish_reason"],
             "prompt_tokens": int(usage["prompt_tokens"]),
             "completion_tokens": int(usage["completion_tokens"]),
         }
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunFailed(
-            f"{url}: an answer without one choice, its finish_reason and usage ({error!r}): "
+            f"{url}: an answer without one choice, its text, finish_reason and usage ({error!r}): "
             f"{json.dumps(answer)[:300]}"
         ) from None
     if row["finish_reason"] not in FINISHED:
@@ -259,7 +268,7 @@ def whole(answer: Any, text_of: Callable[[Any], list[str]], url: str) -> tuple[s
             f"{url}: a request ended by {json.dumps(row['finish_reason'])}, not by "
             f"{' or '.join(FINISHED)}: it was not answered, which is no wrong answer"
         )
-    return text, row
+    return text or "", row
 
 
 def refuse_short_prompt(tokens: int, settings: Settings) -> None:

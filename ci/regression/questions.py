@@ -1,8 +1,9 @@
 """Per-question logs: what one run of one arm answered, as JSON lines.
 
 Each line holds at least `doc_id` (an integer or a text) and `correct` (true/false or 1/0). Known
-beside them, on every line or on none: `invalid` (no answer could be read) and `finish_reason`
-("stop", or "length": cut off). A request that failed is no wrong answer: a log with an `error` or
+beside them, on every line or on none: `invalid` (no number in the answer), `finish_reason` ("stop",
+or "length": cut off), and what has to be the same in all logs that are compared: `prompt_hash`,
+`target` and `model`. A request that failed is no wrong answer: a log with an `error` or
 another `finish_reason` (sglang answers 200 with "abort") is refused.
 """
 
@@ -17,6 +18,7 @@ from .errors import Refused
 GSM8K = 1319  # questions of the test set
 FINISHED = ("stop", "length")  # the finish reasons of a whole answer
 SHOWN = 3  # question ids named in a message
+ALIKE = ("prompt_hash", "target", "model")
 LINE = 'one object like {"doc_id": 7, "correct": true}'
 
 
@@ -28,6 +30,7 @@ class Run:
     correct: dict[str, bool]
     invalid: dict[str, bool] | None = None
     truncated: dict[str, bool] | None = None
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # {one of ALIKE: {question: it}}
 
     @property
     def accuracy(self) -> float:
@@ -39,6 +42,7 @@ class _Columns:
     correct: dict[str, bool] = field(default_factory=dict)
     invalid: dict[str, bool] = field(default_factory=dict)
     truncated: dict[str, bool] = field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = field(default_factory=lambda: {key: {} for key in ALIKE})
 
 
 def read(path: Path) -> Run:
@@ -64,6 +68,9 @@ def read(path: Path) -> Run:
                     "repeat the run"
                 )
             found.truncated[doc] = reason == "length"
+        for key, told in found.asked.items():
+            if row.get(key) is not None:
+                told[doc] = row[key]
     if not found.correct:
         raise Refused(f"{path}: holds no question")
     return Run(
@@ -71,12 +78,17 @@ def read(path: Path) -> Run:
         found.correct,
         _all_or_none("invalid", found.invalid, found.correct, path),
         _all_or_none("finish_reason", found.truncated, found.correct, path),
+        {
+            key: column
+            for key, told in found.asked.items()
+            if (column := _all_or_none(key, told, found.correct, path))
+        },
     )
 
 
 def _all_or_none(
-    key: str, column: dict[str, bool], all_of: dict[str, bool], path: Path
-) -> dict[str, bool] | None:
+    key: str, column: dict[str, Any], all_of: dict[str, bool], path: Path
+) -> dict[str, Any] | None:
     if column and (lacking := all_of.keys() - column.keys()):
         raise Refused(
             f"{path}: {len(lacking)} of {len(all_of)} questions are without `{key}` "
@@ -139,21 +151,33 @@ def refuse_twice(paths: Iterable[Path]) -> None:
 
 
 def same_questions(runs: Iterable[Run]) -> None:
-    """Pairing needs each question in each run: raises Refused where one lacks some."""
+    """Pairing needs each question in each run, asked alike of one model: raises Refused."""
     first, *others = runs
     for other in others:
         lacking = first.correct.keys() - other.correct.keys()
         beyond = other.correct.keys() - first.correct.keys()
-        if not lacking and not beyond:
-            continue
-        parts = [
-            f"{len(ids)} only in {name} ({_named(ids)})"
-            for ids, name in ((lacking, first.name), (beyond, other.name))
-            if ids
-        ]
+        if lacking or beyond:
+            parts = [
+                f"{len(ids)} only in {name} ({_named(ids)})"
+                for ids, name in ((lacking, first.name), (beyond, other.name))
+                if ids
+            ]
+            raise Refused(
+                f"{first.name} and {other.name} hold different questions: {'; '.join(parts)}; "
+                "they are compared in pairs, so give runs of one --limit over one --data"
+            )
+        for key in first.asked.keys() & other.asked.keys():
+            _same(key, first, other)
+
+
+def _same(key: str, first: Run, other: Run) -> None:
+    before, after = first.asked[key], other.asked[key]
+    if differing := [doc for doc in before if before[doc] != after[doc]]:
+        doc = sorted(differing)[0]
         raise Refused(
-            f"{first.name} and {other.name} hold different questions: {'; '.join(parts)}; "
-            "they are compared in pairs, so give runs of one --limit over one --data"
+            f"{first.name} and {other.name} differ in `{key}` of {len(differing)} questions "
+            f"({doc}: {json.dumps(before[doc])} and {json.dumps(after[doc])}): not the same was "
+            "asked, so the answers cannot be compared; give runs of one setting"
         )
 
 

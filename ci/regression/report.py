@@ -41,15 +41,24 @@ def accuracy(result: dict[str, Any]) -> str:
     flips = found["flips"]
     noise = flips["pristine_pristine"]
     lines += ["", *table(
-        ["questions", "difference", "lower bound", "margin", "lost", "gained", "p of the loss",
+        ["questions", "difference", "lower bound", "margin", "lost", "gained", "p of the plan",
          "flips A/B", "flips A/A"],
         [[
-            str(found["questions"]), f"{found['difference']:+.2%}", f"{found['lower_bound']:+.2%}",
+            str(found["questions"]), f"{found['difference']:+.2%}",
+            "none yet" if found["lower_bound"] is None else f"{found['lower_bound']:+.2%}",
             f"{found['margin']:.1%}", str(found["losses"]), str(found["gains"]),
-            f"{found['mcnemar_p']:.3g}", f"{flips['patched_pristine']:.2%}",
+            f"{found['p']:.3g}", f"{flips['patched_pristine']:.2%}",
             "unknown" if noise is None else f"{noise:.2%}",
         ]],
     )]  # fmt: skip
+    if found["start_noise"]:
+        lines += [
+            "",
+            f"A server's start alone shifts some {100 * found['start_noise']:.2f} points.",
+        ]
+    if ledger := result.get("ledger"):
+        outcomes = ", ".join(f"{n} {outcome}" for outcome, n in ledger["outcomes"].items())
+        lines += ["", f"Runs that the ledger tells of: {outcomes}."]
     runs = result.get("arms", {}).get("patched", [])
     declined = {line for run in runs for line in run["declined"]}
     lines += [f"\nPristine path taken in the patched arm: {line}" for line in sorted(declined)]

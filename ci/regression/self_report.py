@@ -8,6 +8,7 @@ from typing import Any
 
 from . import servers
 from .errors import Refused, RunFailed
+from .files import read_object, write_object
 
 # What two servers of one setting may differ in: where they listen and write, what they follow from
 # the memory that was free. Secrets among it, which no result may hold.
@@ -44,12 +45,32 @@ def read(url: str) -> Server:
     said = servers.get(url, "/server_info")
     if not isinstance(said, dict):
         raise RunFailed(f"{url}/server_info: a {type(said).__name__}, not an object as sglang's")
-    states = said.pop("internal_states", None) or [{}]
+    try:
+        patches = _patches(said.pop("internal_states", None) or [{}])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RunFailed(
+            f"{url}/server_info: `internal_states` is not as the patches write it ({error!r}); is "
+            "that an sglang server of these releases?"
+        ) from None
     return Server(
-        states[0].get("rocm_patches"),
+        patches,
         said.pop("version", None),
         {name: _comparable(value) for name, value in said.items() if not _own(name)},
     )
+
+
+def _patches(states: Any) -> dict[str, Any] | None:
+    """The report of the first of the server's processes; raises for another shape."""
+    report = states[0].get("rocm_patches")
+    if report is None:
+        return None
+    found: dict[str, Any] = {"release": report["release"], "digest": report["digest"], "slugs": {}}
+    for name, said in report["slugs"].items():
+        state, declined = said["state"], list(said.get("declined", []))
+        if not all(isinstance(text, str) for text in (state, *declined)):
+            raise TypeError(f"{name}: {said!r}")
+        found["slugs"][name] = {"state": state, "declined": declined}
+    return found
 
 
 def _own(name: str) -> bool:
@@ -109,6 +130,16 @@ def check_patched(
         )
 
 
+def check_same(before: Server, after: Server, url: str) -> None:
+    """Raises Refused where another server answered at the end of a run than at its beginning."""
+    if (before.digest, before.sglang) != (after.digest, after.sglang):
+        raise Refused(
+            f"{url} was another server at the end of the run than at its beginning: sglang "
+            f"{before.sglang} with patch set {before.digest}, then {after.sglang} with "
+            f"{after.digest}; repeat the run, and leave the server alone meanwhile"
+        )
+
+
 def check_alike(server: Server, first: Path, pristine_flags: Iterable[str]) -> None:
     """Raises Refused where this server is set up otherwise than the one that `first` keeps.
 
@@ -117,9 +148,9 @@ def check_alike(server: Server, first: Path, pristine_flags: Iterable[str]) -> N
     """
     now = {"sglang": server.sglang, **server.arguments}
     if not first.exists():
-        first.write_text(json.dumps(now, indent=1))
+        write_object(first, now)
         return
-    then = json.loads(first.read_text())
+    then = read_object(first, "begin anew with another --output")
     now = json.loads(json.dumps(now))
     excused = {flag.lstrip("-").replace("-", "_") for flag in pristine_flags}
     differing = [

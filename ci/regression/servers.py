@@ -1,7 +1,7 @@
 """A real sglang server for one arm: started and ended here, or given by URL.
 
-Interrupted, failed or done, a started server and all of its processes are ended: it is the leader
-of a process group of its own.
+Interrupted, failed, killed or done, a started server and all of its processes are ended: guard.py
+stands between.
 """
 
 import contextlib
@@ -23,7 +23,9 @@ from typing import Any
 from .errors import Refused, RunFailed
 
 POLL_SECONDS = 0.5
-END_SECONDS = 20
+END_SECONDS = 20  # for a server to end by itself, before it is killed
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+GUARD = str(Path(__file__).with_name("guard.py"))
 SHOWN_LINES = 15
 # Compiled kernels of one arm must never serve the other.
 CACHES = {
@@ -84,13 +86,14 @@ def serving(arm: Arm, launcher: str, work: Path, log: Path, seconds: float) -> I
         yield arm.url
         return
     port = free_port()
-    command = arm.command(launcher, port)
+    # Isolated: what PYTHONPATH has is the server's.
+    command = [sys.executable, "-I", GUARD, str(END_SECONDS), *arm.command(launcher, port)]
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # held open until the server is to end
             env=arm.variables(work / "caches"),
             start_new_session=True,
         )
@@ -114,7 +117,7 @@ def ready(
     until = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+            with _opened(f"{url}/health", 30) as answer:
                 if answer.status == 200:
                     return
         except (OSError, ValueError):  # not there yet, or there and still starting (503)
@@ -127,27 +130,29 @@ def ready(
         time.sleep(POLL_SECONDS)
 
 
+def _opened(url: str, seconds: float) -> Any:
+    """Of a server, which is asked directly, as lm-eval's transport does: no proxy knows it."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=seconds)
+
+
 def get(url: str, path: str) -> Any:
     """The JSON of a GET; raises RunFailed."""
     try:
-        with urllib.request.urlopen(f"{url}{path}", timeout=60) as answer:
+        with _opened(f"{url}{path}", 60) as answer:
             return json.load(answer)
     except (OSError, ValueError) as error:
         raise RunFailed(f"{url}{path}: {error}") from None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the server and every process of its group, also those that outlived it."""
-    _signal(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    _signal(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+    """End the server and every process that it has begun."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(3 * END_SECONDS)
+    except subprocess.TimeoutExpired:  # a process that no signal ends, as one that waits for a GPU
+        process.kill()
+        process.wait()
 
 
 def tail(log: Path) -> str:
@@ -163,13 +168,21 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """A CI job that is cancelled gets SIGTERM: servers have to be ended then, too."""
+    """A job that is cancelled, a terminal that is closed: servers are ended as after a Ctrl-C.
+
+    The first signal interrupts; further ones, while the servers end, are heard and change nothing.
+    """
+    told = False
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal told
+        if not told:
+            told = True
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in INTERRUPTS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,8 +13,9 @@ from typing import Any
 
 from scipy import stats
 
-from .decide import ALPHA, Decision, holm
+from .decide import Decision
 from .errors import Refused
+from .plan import ALPHA, holm
 
 FEWEST_REPEATS = 3
 NOISE = 0.02  # what servers of one build differ by from day to day

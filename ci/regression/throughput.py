@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import runs, self_report, speed
+from . import ledger, runs, self_report, speed
 from .comparison import ARMS, Comparison, say
 from .decide import Decision, off_path
-from .errors import Refused, RunFailed
+from .errors import RunFailed
 from .servers import Arm, launched, serving, tail
 
 # The workloads of the pull requests.
@@ -32,16 +32,19 @@ class Point:
 
 
 def run(
-    comparison: Comparison, points: list[Point], repeats: int, work: Path
+    comparison: Comparison,
+    points: list[Point],
+    repeats: int,
+    work: Path,
+    result: Path | None = None,
 ) -> tuple[Decision, dict[str, Any]]:
     """The decision, and what a result file says beside it. Raises Refused, RunFailed."""
-    if repeats < speed.FEWEST_REPEATS:
-        raise Refused(f"{repeats} repeats show no spread; {speed.FEWEST_REPEATS} are the fewest")
     asked = {**comparison.as_json(), "points": [vars(point) for point in points]}
-    key = runs.begin(work, asked)
+    key = runs.begin(work, asked, result)
     say(comparison.shown())
     for arm, number in runs.missing(work, repeats):
-        _one(comparison, points, arm, number, work)
+        with runs.attempt(work, arm, number):
+            _one(comparison, points, arm, number, work)
     measured = runs.kept(work)
     both = min(len(found) for found in measured.values())
     values = {
@@ -55,20 +58,26 @@ def run(
         for point in points
     }
     decision = off_path(speed.decide(values), runs.declined(measured))
-    return decision, {"configuration": key, "values": values, "arms": measured}
+    return decision, {
+        "configuration": key,
+        "values": values,
+        "arms": measured,
+        "ledger": ledger.seal(work),
+    }
 
 
 def _one(comparison: Comparison, points: list[Point], arm: str, number: int, work: Path) -> None:
     side = comparison.arms[arm]
     log = work / f"{arm}-{number}.server.log"
     with serving(side, comparison.launcher, work, log, comparison.start_seconds) as url:
-        how, _ = comparison.check(arm, url, work)
+        how, before = comparison.check(arm, url, work)
         say(f"   {how}, at {url}")
         found = {}
         for point in points:
             found[point.name] = _bench(side, comparison, point, url, work)
             say(f"   {point.name}: {found[point.name][speed.THROUGHPUT]:.1f} output tokens/s")
         after = self_report.read(url)
+    self_report.check_same(before, after, url)
     summary = {
         "server": how,
         "sglang": after.sglang,
@@ -101,10 +110,16 @@ def _bench(
         )
     if ended.returncode or not output.exists():
         raise RunFailed(f"bench_serving ended with {ended.returncode}; {tail(log)}")
-    result = json.loads(output.read_text().splitlines()[-1])
-    if result["completed"] != point.prompts:
-        raise RunFailed(f"{result['completed']} of {point.prompts} requests completed; {tail(log)}")
-    found = {metric: float(result[metric]) for metric in speed.METRICS}
+    try:
+        result = json.loads(output.read_text().splitlines()[-1])
+        completed = result["completed"]
+        found = {metric: float(result[metric]) for metric in speed.METRICS}
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunFailed(
+            f"{output}: not what bench_serving writes: {error!r}; {tail(log)}"
+        ) from None
+    if completed != point.prompts:
+        raise RunFailed(f"{completed} of {point.prompts} requests completed; {tail(log)}")
     if not all(math.isfinite(value) and value > 0 for value in found.values()):
         raise RunFailed(f"bench_serving measured {found}; {tail(log)}")
     return found

@@ -7,7 +7,9 @@ difference below the noise. The verdict is on output tokens a second.
 import argparse
 
 from . import exits, report
+from .alone import alone
 from .commands import add_result, answered, finish, work_of
+from .errors import Refused
 from .options import positive
 
 NAME = "throughput"
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from . import comparison, servers, throughput
+    from . import comparison, servers, speed, throughput
 
     compared = comparison.from_arguments(given)
     points = [
@@ -74,10 +76,17 @@ def _run(given: argparse.Namespace) -> int:
         for before, after in given.lengths
         for clients in given.concurrency
     ]
+    if given.repeats < speed.FEWEST_REPEATS:
+        raise Refused(
+            f"{given.repeats} repeats show no spread; {speed.FEWEST_REPEATS} are the fewest"
+        )
+    if twice := sorted({p.name for p in points if points.count(p) > 1}):
+        raise Refused(f"{', '.join(twice)}: twice in --lengths and --concurrency; once is measured")
     if given.dry_run:
         print(compared.shown())
         print("points:", ", ".join(point.name for point in points))
         return exits.PASS
-    with servers.terminated_like_interrupted():
-        decision, beside = throughput.run(compared, points, given.repeats, work_of(given))
-    return finish(NAME, given, compared, decision, beside, report.throughput)
+    work = work_of(given)
+    with alone(given.output, work), servers.terminated_like_interrupted():
+        decision, beside = throughput.run(compared, points, given.repeats, work, given.output)
+        return finish(NAME, given, compared, decision, beside, report.throughput)

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ci.regression import decide
 from ci.regression.exits import INCONCLUSIVE
 from tests.image.layout import stub
 from tests.platform import emulation, trees
 from tests.platform.trees import ROOT
 from tests.platform.value import Platform
+from tests.regression import drawn
 
 WORKFLOWS = ROOT / ".github/workflows"
 GPUS = {f"card{i}": {"VRAM Total Used Memory (B)": str(300 << 20)} for i in range(8)}
@@ -161,7 +163,9 @@ def run_steps(
     return ran
 
 
-KNOWN = {"github.run_id": "7", "github.run_attempt": "1", "strategy.job-index": "0"}
+KNOWN = {"github.run_id": "7", "github.run_attempt": "1", "strategy.job-index": "0"} | {
+    "strategy.job-total": "76"
+}
 
 
 def planned(job: dict, checkout: Path, machine: dict[str, str]) -> list[dict]:
@@ -235,9 +239,12 @@ def test_the_accuracy_of_all_jobs_is_judged_together(checkout, machine, tmp_path
     assert job["needs"] == ["plan", "compare"]
     rows = [row for row in matrix() if "gsm8k" in row["steps"]]
     shutil.rmtree(checkout / "results", ignore_errors=True)
+    clean = [drawn.run(f"run {number}") for number in range(2)]
+    lossy = [drawn.run(f"run {number}", range(13)) for number in range(2)]
     for number, row in enumerate(rows[1:]):
-        verdict, p = ("REGRESSION", 0.03) if number < 2 else ("PASS", 0.8)
-        result = {"verdict": verdict, "message": "told", "statistics": {"mcnemar_p": p}}
+        found = decide.decide(clean, lossy if number < 2 else clean)
+        assert found.verdict == ("REGRESSION" if number < 2 else "PASS")
+        result = found.as_json() | {"ledger": {"folder": row["name"]}}
         path = checkout / "results" / f"results-{row['name']}" / "gsm8k.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(result))

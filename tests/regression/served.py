@@ -1,7 +1,7 @@
 """The toys as pairs of real sglang servers on the emulated platform, compared by ci/gsm8k.py.
 
 `both` starts a pair side by side; `judge` gives the result for it, or for a server with a fault in
-the patched one's place.
+the patched one's place, which is started once for both runs.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ci.regression.comparison import HOUSE, add_arguments, from_arguments
+from ci.regression.comparison import HOUSE, Comparison, add_arguments, from_arguments
 from ci.regression.presets import PRESETS
 from ci.regression.servers import serving
 from tests.faults import table
@@ -31,7 +31,7 @@ SMALL = (
 START_SECONDS = 900
 FEW = 24  # questions that a fault gets wrong by far more than chance
 # None of MANY lost, twice, excludes a loss of MARGIN points.
-MANY, MARGIN = 100, 3
+MANY, MARGIN = 100, 5
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,24 @@ def arguments(model: Model, patched: Path) -> list[str]:
     ]
 
 
+def compared(model: Model, patched: Path) -> Comparison:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return from_arguments(parser.parse_args(arguments(model, patched)))
+
+
 @contextlib.contextmanager
 def both(model: Model, work: Path) -> Iterator[dict[str, str]]:
     """The URL of each arm's server, the patched one with patches that are right."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    compared = from_arguments(parser.parse_args(arguments(model, patched_tree(model.release))))
+    arms = compared(model, patched_tree(model.release)).arms
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as side_by_side:
 
         def start(arm):
             log = work / f"{arm.name}.log"
             return stack.enter_context(serving(arm, model.launcher, work, log, START_SECONDS))
 
-        found = list(side_by_side.map(start, compared.arms.values()))
-        yield dict(zip(compared.arms, found, strict=True))
+        found = list(side_by_side.map(start, arms.values()))
+        yield dict(zip(arms, found, strict=True))
 
 
 def run(command: str, model: Model, output: Path, *further: str, patched: Path | None = None):
@@ -144,6 +148,10 @@ def judge(model: Model, urls: dict[str, str], fault: Fault | None, output: Path)
     if fault is None:
         asked += ["--limit", str(MANY), "--runs", "2", "--margin", str(MARGIN)]
         return run("gsm8k.py", model, output, *asked, "--patched-url", urls["patched"])
-    asked += ["--limit", str(FEW), "--runs", "1"]
+    asked += ["--limit", str(FEW), "--runs", "2"]
     with house_with(fault) as house:
-        return run("gsm8k.py", model, output, *asked, patched=house.tree)
+        arm = compared(model, house.tree).arms["patched"]
+        log = output.with_suffix(".server.log")
+        with serving(arm, model.launcher, output.parent, log, START_SECONDS) as url:
+            given = [*asked, "--patched-url", url]
+            return run("gsm8k.py", model, output, *given, patched=house.tree)

@@ -5,7 +5,10 @@ does wrong, comma-separated: `wrong` half of the answers; `fail` one request wit
 first request; `deaf` never healthy; `foreign` another digest; `inactive` a slug that is not active;
 `slow` no answer for a minute; `cut` answers that end by length; `abort` one that is given up;
 `uncounted` answers without usage; `declined` calls that take the pristine path; `older` another
-sglang; `paged` another page size; `pristine` a tree without patches; `off` all switched off.
+sglang; `paged` another page size; `backend` another attention backend; `numeric` a text that is a
+number; `misreported` a server_info of another shape; `another at the end` another digest once
+it was asked; `thinks` of the Question: first; `mute` no number in any answer; `pristine` a tree
+without patches; `off` all switched off.
 """
 
 import contextlib
@@ -32,12 +35,16 @@ def info(faults: set[str], port: int) -> dict:
         state = "inactive: no HIP build"
     declined = ["the cache is torch.bfloat16"] if "declined" in faults else []
     slugs = {name: {"state": state, "declined": declined} for name in SLUGS}
-    digest = "another" if "foreign" in faults else DIGEST
+    foreign = "foreign" in faults or {"another at the end", "asked"} <= faults
+    digest = "another" if foreign else DIGEST
     report = {"release": RELEASE, "digest": digest, "slugs": slugs}
+    if "misreported" in faults:
+        report["slugs"] = list(slugs)
     return {
         "model_path": f"/models/{port}/toy",
         "port": port,
         "random_seed": port,
+        "attention_backend": "triton" if "backend" in faults else "aiter",
         "page_size": 64 if "paged" in faults else 1,
         "version": "0.5.9" if "older" in faults else RELEASE,
         "internal_states": [{} if "pristine" in faults else {"rocm_patches": report}],
@@ -64,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = asked.get("prompt") or "\n\n".join(m["content"] for m in asked["messages"])
         one = "Eve" in prompt.rpartition("Question:")[2]
+        faults.add("asked")
         if "die" in faults:
             os._exit(3)
         if "slow" in faults:
@@ -71,7 +79,13 @@ class Handler(BaseHTTPRequestHandler):
         if "fail" in faults and one:
             self.say(500, {"error": "out of memory"})
             return
-        text = answer(prompt, faults)
+        text = 7 if "numeric" in faults else answer(prompt, faults)
+        if "thinks" in faults:
+            text = "First the Question: what is asked?" + text
+        if "mute" in faults:
+            text = " ... $$"
+        for word in asked.get("stop") or [] if isinstance(text, str) else []:
+            text = text.partition(word)[0]
         said = {"text": text} if "prompt" in asked else {"message": {"content": text}}
         choice = {"index": 0, **said, "finish_reason": "stop"}
         if "cut" in faults:

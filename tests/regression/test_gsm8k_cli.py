@@ -29,7 +29,7 @@ def log(tmp_path):
 
 
 def decide(capsys, pristine, patched, *further):
-    arguments = ["decide", "--json", *further]
+    arguments = ["decide", "--json", "--margin", "2", *further]  # what 400 questions can exclude
     for arm, paths in (("--pristine", pristine), ("--patched", patched)):
         for path in paths:
             arguments += [arm, path]
@@ -167,18 +167,58 @@ def test_deciding_needs_scipy_and_neither_torch_nor_lm_eval(log):
     assert "INCONCLUSIVE" in done.stdout
 
 
-def test_results_are_combined_and_what_is_no_result_is_refused(capsys, log, tmp_path):
+DIFFERENT = {
+    "prompt_hash": ("a1", "b2"),
+    "target": ("7", "8"),
+    "model": ("GLM-5-FP8", "GLM-5"),
+}
+
+
+@pytest.mark.parametrize("key", DIFFERENT)
+def test_logs_of_other_prompts_targets_or_models_are_refused(key, capsys, log):
+    one, other = (
+        GOOD.replace("}", f', "{key}": {json.dumps(value)}}}') for value in DIFFERENT[key]
+    )
+    last = GOOD.splitlines(keepends=True)[-1]
+    changed = one.replace(one.splitlines(keepends=True)[-1], other.splitlines(keepends=True)[-1])
+    assert last not in one
+    pristine = [log("a", one), log("b", one)]
+    assert decide(capsys, pristine, [log("c", one), log("d", one)])[0] == 0
+    for arms in ((pristine, [log("c", one), log("d", changed)]), ([log("e", changed)], pristine)):
+        code, found = decide(capsys, *arms)
+        assert (code, found["verdict"]) == (2, "REFUSED")
+        assert f"differ in `{key}` of 1 questions (399: " in found["message"]
+
+
+def test_a_log_in_another_order_is_paired_by_its_ids_and_its_ends_are_read(capsys, log):
+    """One log alone is turned round, and one answer of ten is cut off in the patched arm."""
+
+    def marked(cut):
+        rows = [json.loads(line) for line in GOOD.splitlines()]
+        for number, row in enumerate(rows):
+            row["finish_reason"] = "length" if number % 10 < cut else "stop"
+        return [json.dumps(row) for row in rows]
+
+    whole, cut = marked(0), marked(1)
+    arms = [log("a", "\n".join(whole)), log("b", "\n".join(whole))]
+    turned = [log("c", "\n".join(whole[::-1])), log("d", "\n".join(whole))]
+    code, found = decide(capsys, arms, turned)
+    assert (code, found["statistics"]["losses"]) == (0, 0)
+    code, found = decide(capsys, arms, [log("e", "\n".join(cut)), log("f", "\n".join(cut))])
+    assert (code, found["verdict"]) == (1, "REGRESSION")
+    assert found["statistics"]["truncated"] == {"pristine": 0, "patched": 0.1, "p": 2.0**-40}
+
+
+def test_what_decide_says_can_be_combined_once(capsys, log, tmp_path):
     _, found = decide(capsys, [log("a"), log("b")], [log("c"), log("d")])
     result = tmp_path / "one.json"
     result.write_text(json.dumps(found))
     assert accuracy_cli.main(["combine", str(result), "--json"]) == 0
-    found["statistics"]["mcnemar_p"] = "0.5"
-    for text in ("{}", "[]", json.dumps(found), json.dumps(found | {"statistics": []})):
-        result.write_text(text)
-        assert accuracy_cli.main(["combine", str(result)]) == 2
-        assert str(result) in capsys.readouterr().err
-    assert accuracy_cli.main(["combine", str(tmp_path / "none.json")]) == 2
-    assert "No such file or directory; give what `run --output`" in capsys.readouterr().err
+    capsys.readouterr()
+    again = tmp_path / "two.json"
+    again.write_text(json.dumps(found))
+    assert accuracy_cli.main(["combine", str(result), str(again)]) == 2
+    assert "are made of the same runs" in capsys.readouterr().err
 
 
 def test_what_further_runs_cannot_settle_alone_they_cannot_in_company(capsys, log, tmp_path):
@@ -226,7 +266,7 @@ def test_a_fault_of_the_program_is_no_regression(capsys):
     assert "gsm8k: the run failed by a fault of this program" in said
 
 
-def test_a_chat_may_think(monkeypatch):
+def test_a_chat_may_think(monkeypatch, tmp_path):
     asked = []
 
     def run(_, settings, *__):
@@ -235,6 +275,7 @@ def test_a_chat_may_think(monkeypatch):
 
     monkeypatch.setattr("ci.regression.accuracy.run", run)
     given = ["run", "--preset", "minimax-m2.5", "--release", "0.5.9", "--arch", "gfx942"]
+    given += ["--output", str(tmp_path / "r.json")]
     for further in ([], ["--protocol", "chat"], ["--protocol", "chat", "--max-tokens", "4000"]):
         assert accuracy_cli.main([*given, *further]) == 2
     assert [settings.max_tokens for settings in asked] == [512, 8192, 4000]

@@ -3,16 +3,28 @@
 Stand-ins serve both arms from this process, and ci/gsm8k.py runs in it: lm-eval is imported once.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
-from ci.regression import accuracy, accuracy_cli, commands, evaluate, exits
+from ci.regression import (
+    accuracy,
+    accuracy_cli,
+    commands,
+    evaluate,
+    exits,
+    speed,
+    throughput,
+    throughput_cli,
+)
 from ci.regression.errors import Refused, RunFailed
 from tests.platform import trees
 from tests.regression import toy
@@ -41,7 +53,7 @@ def gsm8k(data, tmp_path, capsys):
 def test_runs_of_servers_that_are_what_they_say_are_judged(gsm8k):
     code, said, result = gsm8k()
     assert code == exits.INCONCLUSIVE, said  # one run of twelve questions
-    assert "Power of 12 questions x 1 runs" in said
+    assert "Power of 12 questions at the look after 2 runs" in said
     assert result["arms"]["patched"][0]["sglang"] == "0.5.10.post1"
     # By URL: neither what this machine has, nor an emulation.
     assert set(result["measured_on"].values()) == {None}
@@ -56,6 +68,67 @@ def test_a_chat_is_asked_the_same_with_as_many_shots(gsm8k):
     assert run["shortest_prompt_tokens"] == words(shots=3)
 
 
+def test_a_chat_that_thinks_of_the_question_is_not_cut_off_by_the_stop_words_of_completions(gsm8k):
+    code, said, result = gsm8k("--protocol", "chat", pristine="pristine,thinks", patched="thinks")
+    assert code == exits.INCONCLUSIVE, said
+    assert [run[0]["accuracy"] for run in result["arms"].values()] == [1, 1]
+    shutil.rmtree(gsm8k.work)
+    gsm8k.work.with_suffix(".json").unlink()
+    _, _, result = gsm8k(pristine="pristine,thinks", patched="thinks")
+    assert [run[0]["invalid"] for run in result["arms"].values()] == [1, 1]  # which stop there
+
+
+def test_answers_without_a_number_have_a_rate_of_their_own_and_give_no_verdict(gsm8k):
+    given = ("--runs", "2", "--margin", "40")
+    code, said, result = gsm8k(*given, pristine="pristine,mute", patched="mute")
+    assert code == exits.INCONCLUSIVE, said
+    assert result["statistics"]["invalid"]["pristine"] == 1
+    assert "100.00% of the answers of the pristine arm hold no number" in result["message"]
+    assert result["further_runs"] is None
+
+
+def test_a_result_names_its_process_and_tells_of_its_runs(gsm8k):
+    _, _, result = gsm8k()
+    assert result["written_by"]["process"] == os.getpid()
+    assert result["ledger"]["outcomes"] == {"begun": 2, "whole": 2}
+    (gsm8k.work / "patched-1.jsonl").write_text("")
+    code, said, _ = gsm8k()
+    assert code == exits.REFUSED
+    assert "patched-1.jsonl is not what patched-1 wrote" in said
+
+
+@pytest.mark.parametrize(("tokens", "refused"), [(2048, True), (2049, False)])
+def test_a_prompt_of_exactly_index_topk_tokens_is_selected_whole(tokens, refused):
+    settings = evaluate.Settings("toy", index_topk=2048)
+    with pytest.raises(Refused) if refused else contextlib.nullcontext():
+        evaluate.refuse_short_prompt(tokens, settings)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("another at the end", "was another server at the end of the run"),
+        ("backend", "attention_backend"),
+    ],
+)
+def test_throughput_of_another_server_gives_no_verdict(
+    fault, sentence, tmp_path, monkeypatch, capsys
+):
+    def bench(arm, comparison, point, url, work):
+        body = json.dumps({"prompt": "Question: Tom has 3 pens and buys 4 ."}).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body)).read()
+        return dict.fromkeys(speed.METRICS, 1.0)
+
+    monkeypatch.setattr(throughput, "_bench", bench)
+    with serving("pristine") as one, serving(fault) as other:
+        given = ["run", "--release", "0.5.10.post1", "--arch", "gfx942", "--preset", "minimax-m2.5"]
+        given += ["--pristine-url", one, "--patched-url", other]
+        code = throughput_cli.main([*given, "--output", str(tmp_path / "t.json")])
+    assert code == exits.REFUSED
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()
+
+
 def words(shots: int) -> int:
     """Of a prompt."""
     asked, told = "Question: Tom has 3 pens and buys 4 . How many ? Answer:", "#### 7"
@@ -63,7 +136,7 @@ def words(shots: int) -> int:
 
 
 def test_wrong_answers_are_a_regression(gsm8k):
-    code, _, result = gsm8k("--limit", "40", patched="wrong")
+    code, _, result = gsm8k("--limit", "40", "--runs", "2", patched="wrong")
     assert (code, result["verdict"]) == (exits.REGRESSION, "REGRESSION")
     assert result["statistics"]["losses"] > 5
 
@@ -79,6 +152,10 @@ def test_wrong_answers_are_a_regression(gsm8k):
         ("pristine", exits.REFUSED, "runs a pristine tree"),
         ("older", exits.REFUSED, 'sglang: "0.5.10.post1" and "0.5.9"'),
         ("paged", exits.REFUSED, "page_size: 1 and 64"),
+        ("backend", exits.REFUSED, 'attention_backend: "aiter" and "triton"'),
+        ("numeric", exits.RUN_FAILED, "a text that is 7"),
+        ("misreported", exits.RUN_FAILED, "`internal_states` is not as the patches write it"),
+        ("another at the end", exits.REFUSED, "was another server at the end of the run"),
     ],
 )
 def test_a_server_that_fails_or_is_another_gives_no_verdict(gsm8k, faults, code, reason):
@@ -108,12 +185,12 @@ def test_slugs_that_were_not_asked_for_may_not_be_on(gsm8k):
 
 
 def test_a_patch_whose_calls_take_the_pristine_path_does_not_pass(gsm8k):
-    given = ("--runs", "2", "--margin", "30")  # which twelve questions can exclude
+    given = ("--runs", "2", "--margin", "40")  # which twelve questions can exclude
     code, said, result = gsm8k(*given, patched="declined")
     assert (code, result["verdict"]) == (exits.INCONCLUSIVE, "INCONCLUSIVE"), said
     assert "fp8-kv-write: the cache is torch.bfloat16" in result["message"]
     assert result["further_runs"] is None
-    assert "no loss above 30.0%" in result["message"]  # for that alone
+    assert "no loss above 40.0%" in result["message"]  # for that alone
 
 
 def test_prompts_that_sparse_selection_takes_whole_are_refused(gsm8k):

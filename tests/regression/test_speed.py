@@ -49,6 +49,14 @@ def test_a_gain_below_the_noise_is_not_named():
     assert "no gain above the noise" in found.message
 
 
+def test_noise_is_twice_the_spread_of_the_pristine_arm():
+    pristine = [98.0, 100.0, 102.0]
+    found = speed.ratio(pristine, [value * 1.03 for value in pristine], True)
+    assert found.noise == pytest.approx(0.04)
+    assert found.says == "below the noise"  # of one standard deviation it would be above
+    assert speed.ratio(pristine, [value * 1.05 for value in pristine], True).says == "faster"
+
+
 def test_a_noisy_server_gives_no_verdict_and_asks_for_repeats():
     found = speed.decide({"p": point(1.0, noise=0.1)})
     assert found.verdict == "INCONCLUSIVE"
@@ -98,7 +106,19 @@ def test_the_workloads_of_the_pull_requests_are_the_default(capsys):
     assert "8192/1024 c64" in said
 
 
-def test_fewer_repeats_than_show_a_spread_are_refused(tmp_path, capsys):
-    given = ["run", "--preset", "deepseek-v3.2", "--release", "0.5.9", "--arch", "gfx942"]
-    assert main([*given, "--repeats", "2", "--output", str(tmp_path / "t.json")]) == 2
-    assert "3 are the fewest" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--repeats", "2"), "3 are the fewest"),
+        (("--concurrency", "4,8,4"), "1024/1024 c4, 8192/1024 c4: twice"),
+        (("--lengths", "16/4,16/4", "--concurrency", "2"), "16/4 c2: twice"),
+    ],
+)
+@pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_what_cannot_be_measured_is_refused_before_anything_is_begun(
+    given, sentence, how, tmp_path, capsys
+):
+    whole = ["run", "--preset", "deepseek-v3.2", "--release", "0.5.9", "--arch", "gfx942"]
+    assert main([*whole, *given, *how, "--output", str(tmp_path / "t.json")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,7 @@ def pytest_addoption(parser):
     group.addoption("--evidence", type=Path, help="a folder for what a green run has shown")
     group.addoption("--release", choices=trees.RELEASES, help="default: all that have a series")
     group.addoption("--patched-tree", type=Path, help="default: the series applied to a copy")
+    group.addoption("--sglang-tests", type=Path, help="a checkout of sglang, for tests/peers")
     group.addoption("--seed", type=int, help="default: a new one for every run")
 
 

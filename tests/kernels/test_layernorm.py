@@ -43,6 +43,16 @@ def test_any_hidden_size(platform, size):
     check(*inputs(platform, 3, size))
 
 
+# Hidden sizes that sglang, vLLM, Liger and QuACK ask of their own layer norms: powers of two, and
+# sizes beside them that no vector access divides.
+@pytest.mark.parametrize(
+    "size", [67, 192, 760, 768, 769, 770, 771, 1023, 1128, 5120, 5124, 5125, 5126, 8199, 16384]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_hidden_sizes_that_other_projects_ask_for(platform, size, dtype):
+    check(*inputs(platform, 7, size, dtype))
+
+
 @pytest.mark.parametrize("rows", [1030, 2047])
 def test_a_last_block_that_is_not_full(platform, rows):
     check(*inputs(platform, rows, 65))

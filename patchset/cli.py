@@ -47,14 +47,27 @@ _NEED_WHOLE_SET = ("apply", "verify", "export")
 
 def main(argv: Sequence[str], home: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: undo, then go
+    _open_closed_streams()
+    code, outcome = _run(argv, home)
     try:
-        code, outcome = _run(argv, home)
         _tell(code, outcome, argv)
-    except BrokenPipeError:
-        # The reader has gone. Without this, Python complains about stdout when it exits.
+    except OSError as fault:
+        # Without this, Python complains about stdout when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        if isinstance(fault, BrokenPipeError):  # the reader has what it wanted
+            return code
+        with contextlib.suppress(OSError):
+            print(f"apply.py: the outcome could not be printed: {fault.strerror}", file=sys.stderr)
+        # A tree that was moved is moved; a diff or a status that nobody got is not done.
+        return code if argv[0] in ("apply", "revert") else REFUSED
     return code
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a stream that was closed before it started."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as we run
 
 
 def _run(argv: Sequence[str], home: Path) -> tuple[int, Outcome]:
@@ -150,7 +163,7 @@ def _tree(args: argparse.Namespace, patchset: PatchSet, home: Path) -> Tree:
             raise WrongUsage(f"{args.fetch!r} is no release; it looks like 0.5.10.post1")
         if args.fetch not in patchset.covers:
             raise Refused(report.uncovered(f"this is sglang {args.fetch}", args.fetch, patchset))
-        return tree.at(str(fetched(args.fetch, home / "build")))
+        return tree.at(str(fetched(args.fetch, patchset, home / "build")))
     return tree.imported(sys.path)
 
 

@@ -1,5 +1,6 @@
 """One function per command: what it does with a request, and what comes of it."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def status(request: Request, tree: Tree) -> Outcome:
     if not state.release:
         text = report.not_movable(state, request.home)
         return Outcome(True, text, report.as_json(state, text))
-    summary = _unfinished(tree) or _standing(request, state)
+    summary = Journal(tree).standing() or _standing(request, state)
     parts = [report.headline(state), report.status_table(state), report.wrong_files(state), summary]
     text = "\n\n".join(part for part in parts if part)
     return Outcome(True, text, report.as_json(state, summary))
@@ -72,7 +73,7 @@ def status(request: Request, tree: Tree) -> Outcome:
 def verify(request: Request, tree: Tree) -> Outcome:
     """Good where exactly the named slugs, and what they require, are on: all, if none is named."""
     state = states.read(tree, request.patchset)
-    unfinished = _unfinished(tree)
+    unfinished = Journal(tree).standing()
     if not unfinished and state.status in (states.DRIFTED, states.UNKNOWN_RELEASE):
         raise NotMovable(state)
     asked = state.nearest.required(_present(state.nearest, request))
@@ -119,7 +120,7 @@ def _move(request: Request, tree: Tree, wanted: Callable[[State], Collection[str
         wanted,
         purpose=" ".join([request.command, *request.slugs]),
         dry_run=request.dry_run,
-        tell=lambda line: print(f"apply.py: {line}", file=sys.stderr, flush=True),
+        tell=_tell,
     )
     lines = [move.recovered] if move.recovered else []
     if not move.changed:
@@ -130,10 +131,15 @@ def _move(request: Request, tree: Tree, wanted: Callable[[State], Collection[str
     else:
         lines += [f"{len(move.changed)} files changed, every byte proven"]
         lines += [f"check at any time: {request.again('status')}"]
-    message = "\n".join(lines)
+    message = "\n".join([*lines, *move.notes])
     table = report.move_table(move, request.dry_run)
     text = f"{report.headline(move.after)}\n\n{table}\n\n{message}"
     return Outcome(True, text, report.as_json(move.after, message, changed=move.changed))
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # whether anybody reads it does not matter to the tree
+        print(f"apply.py: {line}", file=sys.stderr, flush=True)
 
 
 def _release(state: State) -> Release:
@@ -150,16 +156,6 @@ def _present(release: Release, request: Request) -> Sequence[str]:
             have = ", ".join(release.patches)
             raise Refused(f"{slug} has no patch for sglang {release.name}; it has: {have}")
     return [slug for slug in slugs if slug in release.patches]
-
-
-def _unfinished(tree: Tree) -> str | None:
-    journal = Journal(tree)
-    purpose = journal.interrupted()
-    if not purpose:
-        return None
-    if journal.at_work():
-        return f"`{purpose}` is at work on this tree now"
-    return f"`{purpose}` was interrupted here; the next apply or revert brings it to an end"
 
 
 def _standing(request: Request, state: State) -> str:

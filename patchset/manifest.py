@@ -5,12 +5,12 @@ names the patch set as a whole.
 """
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from patchset import folder
 from patchset.diff import blob_id
 from patchset.errors import Refused
+from patchset.folder import Folder
 
 MANIFEST = "patches/MANIFEST"
 _OF_A_SERIES = ("patches/*/*.json", "patches/*/series", "patches/*/*.patch")
@@ -20,20 +20,23 @@ _PARTS = ("overlay/**/*", "patches/*.json", *_OF_A_SERIES)
 def rows(home: Path) -> str:
     """The manifest of the checkout at `home` as it should be."""
     files = {path for part in _PARTS for path in home.glob(part) if path.is_file()}
-    ids = {path.relative_to(home): blob_id(path.read_bytes()) for path in files}
+    ids = {path.relative_to(home): blob_id(folder.read(path)) for path in files}
     wanted = sorted(path.as_posix() for path in ids if "__pycache__" not in path.parts)
     return "".join(f"{ids[Path(path)]}  {path}\n" for path in wanted)
 
 
 def write(home: Path) -> bool:
     """Whether the manifest of the checkout at `home` had to be written."""
-    text, file = rows(home), home / MANIFEST
-    if file.is_file() and file.read_text() == text:
+    text, file = rows(home).encode(), home / MANIFEST
+    if file.is_file() and folder.read(file) == text:
         return False
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
-        draft.write(text)
-    os.chmod(draft.name, 0o644)
-    os.replace(draft.name, file)
+    with (
+        folder.scratch(file.parent, ".manifest-") as place,
+        Folder.at(place) as here,
+        Folder.at(file.parent) as there,
+    ):
+        here.create(file.name, text, mode=0o644)
+        here.rename(file.name, file.name, there)
     return True
 
 
@@ -44,7 +47,7 @@ def digest(home: Path) -> str:
 def wrong(home: Path) -> list[str]:
     """Each file that is not as the manifest says, with what is wrong with it."""
     try:
-        said = _parsed((home / MANIFEST).read_text())
+        said = _parsed(folder.read(home / MANIFEST).decode())
     except (OSError, ValueError):
         return [f"{MANIFEST} is missing or cut"]
     found = _parsed(rows(home))

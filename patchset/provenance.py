@@ -7,12 +7,13 @@ hash that a file is exactly what was made from exactly that original.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from patchset.diff import blob_id
 from patchset.series import OVERLAY, Release
-from patchset.tree import Tree
+from patchset.tree import Tree, is_inside
 
 PROVENANCE = f"{OVERLAY}/provenance.json"
 ORIGINALS = f"{OVERLAY}/pristine"
@@ -57,8 +58,7 @@ def originals(files: Mapping[str, tuple[bytes, bytes]]) -> dict[str, bytes]:
 
 
 def read(tree: Tree) -> Record:
-    said = _parsed(tree.read(PROVENANCE))
-    files = _parsed(tree.read(ORIGINAL_IDS))
+    said, files = _said(tree.read(PROVENANCE)), _ids(tree.read(ORIGINAL_IDS))
     return Record(
         release=said.get("release"),
         digest=said.get("digest"),
@@ -70,8 +70,10 @@ def read(tree: Tree) -> Record:
 
 def is_own(path: str, data: bytes) -> bool:
     """Whether `path` is a file that some revision of this tool laid about itself."""
-    if path in (PROVENANCE, ORIGINAL_IDS):
-        return bool(_parsed(data))
+    if path == PROVENANCE:
+        return bool(_said(data))
+    if path == ORIGINAL_IDS:
+        return bool(_ids(data))
     return path == f"{ORIGINALS}/{blob_id(data)}"
 
 
@@ -79,14 +81,43 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _parsed(data: bytes | None) -> dict[str, Any]:
-    """The object in `data`, {} where there is none of ours: the file is then a stranger's."""
+# Read from the tree: without the form of ours, a file is a stranger's, and says nothing ---------
+
+
+def _said(data: bytes | None) -> dict[str, Any]:
+    value = _object(data)
+    words = [value.get("release"), value.get("digest"), *_listed(value.get("slugs"))]
+    overlay = value.get("overlay")
+    if not isinstance(overlay, dict) or not all(isinstance(word, str) for word in words):
+        return {}
+    return value if all(map(_is_pair, overlay.items())) else {}
+
+
+def _ids(data: bytes | None) -> dict[str, dict[str, str]]:
+    value = _object(data)
+    right = all(
+        isinstance(ids, dict)
+        and _is_pair((path, ids.get("pristine")))
+        and _is_pair((path, ids.get("patched")))
+        for path, ids in value.items()
+    )
+    return value if right else {}
+
+
+def _object(data: bytes | None) -> dict[str, Any]:
     try:
         value = json.loads(data or b"")
-        if "digest" in value:
-            blobs = [*value["overlay"].values(), *value["slugs"], value["release"]]
-        else:
-            blobs = [blob for ids in value.values() for blob in (ids["pristine"], ids["patched"])]
-        return value if all(isinstance(blob, str) for blob in blobs) else {}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, RecursionError):
         return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+def _is_pair(pair: tuple[str, Any]) -> bool:
+    """A path in the package and a blob id: nothing of them may lead out of the tree."""
+    path, blob = pair
+    inside = path.startswith("sglang/") and is_inside(path)
+    return inside and isinstance(blob, str) and re.fullmatch("[0-9a-f]{40}", blob) is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchset.diff import blob_id
+from patchset.folder import read
 from patchset.tree import Tree
 
 
@@ -44,8 +45,8 @@ class Published(NamedTuple):
 def load(folder: Path) -> Published:
     """From `folder`, the patch set's `patches`; without a table nothing is recognised."""
     table, since = folder / "published.json", folder / "upstream.json"
-    known = json.loads(table.read_text()) if table.exists() else {"files": [], "releases": {}}
-    known["since"] = json.loads(since.read_text()) if since.exists() else {}
+    known = json.loads(read(table)) if table.exists() else {"files": [], "releases": {}}
+    known["since"] = json.loads(read(since)) if since.exists() else {}
     return Published(**known)
 
 

@@ -4,10 +4,29 @@ import csv
 import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from typing import NamedTuple
 
 from patchset.diff import split
 from patchset.series import OVERLAY
+
+
+class Proof(NamedTuple):
+    """The second and third column of a row."""
+
+    algorithm: str
+    sized: bool
+    encoded: bytes = b""
+
+    def of(self, data: bytes) -> bytes:
+        size = b"%d" % len(data) if self.sized else b""
+        return b"%s=%s,%s" % (self.algorithm.encode(), self._digest(data), size)
+
+    def holds(self, data: bytes) -> bool:
+        return self._digest(data) == self.encoded
+
+    def _digest(self, data: bytes) -> bytes:
+        digest = hashlib.new(self.algorithm, data).digest()
+        return urlsafe_b64encode(digest).rstrip(b"=")
 
 
 def repaired(record: bytes, touched: Collection[str], files: Mapping[str, bytes]) -> bytes:
@@ -17,49 +36,50 @@ def repaired(record: bytes, touched: Collection[str], files: Mapping[str, bytes]
     pristine RECORD: order, quoting, line ends and absent hashes stay, and new rows go above a
     touched one, so that a last line without a newline stays the last.
     """
-    rows = split(record)
-    paths = [_path(row) for row in rows]
+    lines = split(record)
+    paths = [path_of(line) for line in lines]
     if not set(touched) & set(paths):
         return record  # an editable install, or a distribution that does not own the tree
     out, laid = list[bytes](), False
-    for path, row in zip(paths, rows, strict=True):
+    for path, line in zip(paths, lines, strict=True):
         if path.startswith(OVERLAY + "/"):
             continue
         if path in touched and not laid:
             laid = True
-            end = b"\r\n" if row.endswith(b"\r\n") else b"\n"
+            end = b"\r\n" if line.endswith(b"\r\n") else b"\n"
             for new in sorted(set(files) - set(touched)):
-                out.append(b"%s,%s%s" % (new.encode(), _proof(files[new], b"sha256", True), end))
-        out.append(_updated(row, files[path]) if path in touched and path in files else row)
+                proof = Proof("sha256", sized=True).of(files[new])
+                out.append(b"%s,%s%s" % (new.encode(), proof, end))
+        out.append(_updated(line, files[path]) if path in touched and path in files else line)
     return b"".join(out)
 
 
-def mismatched(record: bytes, root: Path) -> list[str]:
-    """The paths below `root` whose bytes are absent or not what their row says."""
-    rows = {_path(row): row for row in split(record)}
-    files = {path: root / path for path in rows}
-    return [
-        path
-        for path, file in files.items()
-        if not file.is_file() or _updated(rows[path], file.read_bytes()) != rows[path]
-    ]
+def path_of(line: bytes) -> str:
+    """The path of a row, empty where it has none that could be read."""
+    try:
+        if line.startswith(b'"'):
+            return next(csv.reader([line.decode()]), [""])[0]
+        return line.rstrip(b"\r\n").partition(b",")[0].decode()
+    except (ValueError, csv.Error):  # not UTF-8, or a huge cell
+        return ""
 
 
-def _path(row: bytes) -> str:
-    text = row.decode()
-    return next(csv.reader([text]), [""])[0] if text.startswith('"') else text.partition(",")[0]
+def proof_of(line: bytes) -> Proof | None:
+    """What a row proves a file with, None where it has no hash that could be checked."""
+    cells = line.rstrip(b"\r\n").rsplit(b",", 2)
+    name, _, encoded = cells[1].partition(b"=") if len(cells) == 3 else (b"", b"", b"")
+    algorithm = name.decode(errors="replace")
+    if not encoded or algorithm not in hashlib.algorithms_guaranteed - _OF_ANY_LENGTH:
+        return None
+    return Proof(algorithm, sized=cells[2] != b"", encoded=encoded)
 
 
-def _updated(row: bytes, data: bytes) -> bytes:
-    body = row.rstrip(b"\r\n")
-    path, proof, size = body.rsplit(b",", 2)
-    algorithm = proof.partition(b"=")[0]
-    if not proof or algorithm.decode() not in hashlib.algorithms_available:
-        return row
-    return b"%s,%s%s" % (path, _proof(data, algorithm, bool(size)), row[len(body) :])
+def _updated(line: bytes, data: bytes) -> bytes:
+    proof = proof_of(line)
+    if not proof:
+        return line
+    body = line.rstrip(b"\r\n")
+    return b"%s,%s%s" % (body.rsplit(b",", 2)[0], proof.of(data), line[len(body) :])
 
 
-def _proof(data: bytes, algorithm: bytes, sized: bool) -> bytes:
-    digest = hashlib.new(algorithm.decode(), data).digest()
-    encoded = urlsafe_b64encode(digest).rstrip(b"=")
-    return b"%s=%s,%s" % (algorithm, encoded, b"%d" % len(data) if sized else b"")
+_OF_ANY_LENGTH = {"shake_128", "shake_256"}

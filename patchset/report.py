@@ -261,7 +261,7 @@ def _release(release: Release) -> str:
     return "\n".join(lines)
 
 
-_STRUCTURE = {"release", "also", "upstream"}
+_STRUCTURE = {"release", "also", "upstream", "wheels"}
 
 
 # Layout ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patchset import folder
 from patchset.diff import DiffError, FileDiff, blob_id, neighbours, parse
 from patchset.errors import Refused, WrongUsage
 from patchset.published import Published, version
@@ -113,11 +114,11 @@ def load(home: Path) -> PatchSet:
     """The patch set of the checkout at `home`; a damaged one is refused as a whole."""
     overlay = _overlay(home / "overlay")
     folders = [path.parent for path in (home / "patches").glob("*/release.json")]
-    folders.sort(key=lambda folder: version(folder.name))
+    folders.sort(key=lambda found: version(found.name))
     if not folders:
         raise Refused(f"{home / 'patches'} holds no release; get a complete checkout of this set")
     try:
-        releases = [_release(folder, overlay) for folder in folders]
+        releases = [_release(found, overlay) for found in folders]
         published = load_published(home / "patches")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise Refused(
@@ -129,28 +130,31 @@ def load(home: Path) -> PatchSet:
 
 
 def _overlay(root: Path) -> dict[str, bytes]:
-    files = sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    found = {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
+    found = {
+        (place.path / name).relative_to(root).as_posix(): place.read(name)
+        for place, name in folder.walk(root)
+        if "__pycache__" not in place.path.parts
+    }
     for path in found:
         if not path.startswith(OVERLAY + "/"):
             raise Refused(f"overlay/{path} lies outside overlay/{OVERLAY}; move it there")
     return found
 
 
-def _release(folder: Path, overlay: Mapping[str, bytes]) -> Release:
-    sources = [folder / "release.json", folder / "series", *sorted(folder.glob("*.patch"))]
-    content = {source.name: source.read_bytes() for source in sources}
+def _release(home: Path, overlay: Mapping[str, bytes]) -> Release:
+    sources = [home / "release.json", home / "series", *sorted(home.glob("*.patch"))]
+    content = {source.name: folder.read(source) for source in sources}
     info = json.loads(content["release.json"])
-    if info["release"] != folder.name:
-        raise ValueError(f"{folder / 'release.json'} says release {info['release']}")
+    if info["release"] != home.name:
+        raise ValueError(f"{home / 'release.json'} says release {info['release']}")
     series = content["series"].decode().splitlines()
     slugs = [slug for slug in (line.partition("#")[0].strip() for line in series) if slug]
     named = {f"{slug}.patch" for slug in slugs}
     there = {name for name in content if name.endswith(".patch")} - {f"{SELF_REPORT}.patch"}
     for name in sorted(named ^ there):
         fault = "does not exist" if name in named else "is not named there"
-        raise ValueError(f"{folder / 'series'}: {name} {fault}")
-    patches = {slug: _patch(slug, folder, content[f"{slug}.patch"]) for slug in slugs}
+        raise ValueError(f"{home / 'series'}: {name} {fault}")
+    patches = {slug: _patch(slug, home, content[f"{slug}.patch"]) for slug in slugs}
     own = content.get(f"{SELF_REPORT}.patch")
     release = Release(
         name=info["release"],
@@ -158,18 +162,18 @@ def _release(folder: Path, overlay: Mapping[str, bytes]) -> Release:
         upstream=tuple(info.get("upstream", ())),
         info=info,
         patches=patches,
-        self_report=_patch(SELF_REPORT, folder, own) if own else None,
-        digest=_digest({**{f"patches/{folder.name}/{n}": content[n] for n in content}, **overlay}),
+        self_report=_patch(SELF_REPORT, home, own) if own else None,
+        digest=_digest({**{f"patches/{home.name}/{n}": content[n] for n in content}, **overlay}),
     )
-    _check(folder, release)
+    _check(home, release)
     return release
 
 
-def _patch(slug: str, folder: Path, text: bytes) -> Patch:
+def _patch(slug: str, home: Path, text: bytes) -> Patch:
     try:
         diffs = parse(text)
     except DiffError as fault:
-        raise ValueError(f"{folder / slug}.patch: {fault}") from fault
+        raise ValueError(f"{home / slug}.patch: {fault}") from fault
     return Patch(slug, trailers(text.decode()), {diff.path: diff for diff in diffs})
 
 
@@ -188,16 +192,16 @@ def trailers(text: str) -> dict[str, str]:
     return found
 
 
-def _check(folder: Path, release: Release) -> None:
+def _check(home: Path, release: Release) -> None:
     """What the tool relies on: commuting diffs of one pristine file, and known requirements."""
     known = {*release.patches, *release.upstream}
     for patch in release.patches.values():
         for slug in patch.requires:
             if slug not in known:
-                raise ValueError(f"{folder / patch.slug}.patch requires {slug}, not in the series")
+                raise ValueError(f"{home / patch.slug}.patch requires {slug}, not in the series")
     for path in release.pristine_ids():
         for one, other in combinations(release.touching(path), 2):
-            pair = f"{folder}: {one.slug} and {other.slug}"
+            pair = f"{home}: {one.slug} and {other.slug}"
             if one.diffs[path].old_id != other.diffs[path].old_id:
                 raise ValueError(f"{pair} disagree about the pristine {path}")
             line = neighbours(one.diffs[path], other.diffs[path])

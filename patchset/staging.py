@@ -1,13 +1,24 @@
 """Replacing one file: the new one is made whole beside it, then renamed over it."""
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from patchset.diff import blob_id
+from patchset.errors import Refused
+from patchset.folder import Folder
 from patchset.tree import STAGED
+
+# What a user who may write a file may yet be denied, or a file system does not have.
+_NOT_KEPT = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+# The kernel takes these from a file whose content changes; so they are not given to the new one.
+_OF_THE_CONTENT = {"security.capability", "security.ima", "security.evm"}
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_ANOTHERS_RIGHTS = stat.S_ISUID | stat.S_ISGID
 
 
 class Owner(NamedTuple):
@@ -16,8 +27,7 @@ class Owner(NamedTuple):
     gid: int
 
     @classmethod
-    def of(cls, path: Path) -> "Owner":
-        found = path.lstat()
+    def of(cls, found: os.stat_result) -> "Owner":
         return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
 
 
@@ -30,79 +40,142 @@ class Step(NamedTuple):
     owner: Owner
 
     @property
-    def staged(self) -> Path:
-        return self.target.with_name(f".{self.target.name}{STAGED}")
+    def staged(self) -> str:
+        return f".{self.target.name}{STAGED}"
+
+    def now(self) -> str | None:
+        """The blob id of what is there."""
+        with contextlib.suppress(*_ABSENT), self._place() as place:
+            return _blob_at(place, self.target.name)
+        return None
 
     def can_finish(self) -> bool:
-        now = _blob_at(self.target)
-        ready = self.after is None or _blob_at(self.staged) == self.after
-        return now == self.after or (now == self.before and ready)
+        if self.now() == self.after:
+            return True
+        if self.after is None or self.now() != self.before:
+            return self.now() == self.before
+        with contextlib.suppress(*_ABSENT), self._place() as place:
+            return _blob_at(place, self.staged) == self.after
+        return False
+
+    def stage(self, data: bytes) -> list[str]:
+        """Lay `data` beside the target; what of the old file the new one could not be given."""
+        lost = list[str]()
+        with self._place() as place:
+
+            def dress(handle: int) -> None:
+                lost.extend(copied_attributes(place, self.target.name, handle))
+                lost.extend(own(handle, self.owner))
+
+            place.create(self.staged, data, dress)
+        return lost
 
     def finish(self) -> None:
         if self.after is None:
-            self.target.unlink(missing_ok=True)
-        elif self.staged.exists():
-            self.staged.replace(self.target)
-        self._forget_bytecode()
+            self._remove()
+            return
+        with self._place() as place:
+            if place.stat(self.staged):
+                place.rename(self.staged, self.target.name)
+            self._forget_bytecode(place)
 
     def forget(self) -> None:
-        self.staged.unlink(missing_ok=True)
+        with contextlib.suppress(*_ABSENT), self._place() as place:
+            place.unlink(self.staged)
 
     def put_back(self, before: bytes | None) -> None:
         self.forget()
-        if _blob_at(self.target) != self.after:
+        if self.now() != self.after:
             return
         if before is None:
-            self.target.unlink(missing_ok=True)
-        else:
-            create(self.staged, before, self.owner)
-            self.staged.replace(self.target)
-        self._forget_bytecode()
+            self._remove()
+            return
+        self.stage(before)
+        with self._place() as place:
+            place.rename(self.staged, self.target.name)
+            self._forget_bytecode(place)
 
-    def _forget_bytecode(self) -> None:
+    def _place(self) -> Folder:
+        return Folder.at(self.target.parent)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(*_ABSENT), self._place() as place:
+            place.unlink(self.target.name)
+            self._forget_bytecode(place)
+
+    # Bytecode ---------------------------------------------------------------------------------
+
+    def check_bytecode(self) -> None:
+        """Refuse bytecode that could not be removed: unchecked, it would outlive its source."""
+        with (
+            contextlib.suppress(*_ABSENT),
+            self._place() as place,
+            place.enter("__pycache__") as cached,
+        ):
+            stale = [*filter(self._is_compiled, cached.names())]
+            if stale and not cached.is_writable():
+                raise Refused(
+                    f"{cached.path / stale[0]} is bytecode of a file that is to change, and this "
+                    "user may not remove it\n"
+                    f"remove it as the user who may: sudo rm -r {cached.path}"
+                )
+
+    def _is_compiled(self, name: str) -> bool:
+        return self.target.suffix == ".py" and name.startswith(f"{self.target.stem}.")
+
+    def _forget_bytecode(self, place: Folder) -> None:
         # Unchecked bytecode, which images compile, would outlive the source that it stands for.
-        cached = self.target.parent / "__pycache__"
-        if self.target.suffix == ".py" and cached.is_dir():
-            for compiled in cached.iterdir():
-                if compiled.name.startswith(f"{self.target.stem}."):
-                    compiled.unlink()
+        # What came there since the check, and cannot be removed, does not hold up the move.
+        with contextlib.suppress(OSError, Refused), place.enter("__pycache__") as cached:
+            for name in filter(self._is_compiled, cached.names()):
+                cached.unlink(name)
 
 
-def create(path: Path, data: bytes, owner: Owner | None = None) -> None:
-    """A new file that is on the disk when this returns."""
-    path.unlink(missing_ok=True)
+def own(handle: int, owner: Owner) -> list[str]:
+    """Give an open file or folder its owner and mode; what could not be given."""
+    found, lost, mode = os.fstat(handle), list[str](), owner.mode
+    if found.st_uid != owner.uid:
+        with _may_fail(lost, "the owner"):
+            os.fchown(handle, owner.uid, -1)
+    if found.st_gid != owner.gid:
+        with _may_fail(lost, "the group"):
+            os.fchown(handle, -1, owner.gid)
+    if lost:
+        mode &= ~_ANOTHERS_RIGHTS  # they would be those of somebody else now
+    if stat.S_IMODE(os.fstat(handle).st_mode) != mode:  # after chown, which clears bits
+        with _may_fail(lost, "the mode"):
+            os.fchmod(handle, mode)
+    return lost
+
+
+def copied_attributes(place: Folder, name: str, handle: int) -> list[str]:
+    """Give an open file the extended attributes of another; those that could not be given."""
+    lost, attributes = list[str](), list[str]()
+    if not hasattr(os, "listxattr") or not place.stat(name):
+        return lost
+    with place.opened(name) as old:
+        with contextlib.suppress(OSError):  # a file system that has none
+            attributes = os.listxattr(old)
+        for attribute in attributes:
+            with _may_fail(lost, f"the attribute {attribute}"):
+                if attribute in _OF_THE_CONTENT:
+                    raise OSError(errno.EPERM, "belongs to the old content")
+                os.setxattr(handle, attribute, os.getxattr(old, attribute))
+    return lost
+
+
+@contextlib.contextmanager
+def _may_fail(lost: list[str], what: str) -> Iterator[None]:
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(file, "wb") as out:
-            out.write(data)
-            out.flush()
-            if owner:
-                own(file, owner)
-            os.fsync(file)
+        yield
     except OSError as fault:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        # Neither a full disk nor a refused owner says by itself which file it was.
-        raise OSError(fault.errno, fault.strerror, str(path)) from fault
+        if fault.errno not in _NOT_KEPT:
+            raise
+        lost.append(what)
 
 
-def own(target: int | Path, owner: Owner) -> None:
-    found = os.stat(target)
-    if (found.st_uid, found.st_gid) != (owner.uid, owner.gid):
-        os.chown(target, owner.uid, owner.gid)
-    os.chmod(target, owner.mode)  # after chown, which clears bits
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _blob_at(place: Folder, name: str) -> str | None:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _blob_at(path: Path) -> str | None:
-    try:
-        return blob_id(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return blob_id(place.read(name))
+    except FileNotFoundError:
         return None

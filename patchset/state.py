@@ -125,6 +125,8 @@ def _touched(
         data = bytes_of(path)
         original = record.original(tree, path, blob_id(data)) if data is not None else None
         if data is not None and original is not None:
+            # Only the tree itself vouches for these bytes.
+            tree.refuse_others_rights(path)
             found[path] = Touched(blob_id(data), OUTDATED, original)
     return found
 

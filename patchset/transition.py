@@ -1,14 +1,14 @@
 """Moving a tree to a state: one operation, whether it is called apply, revert or upgrade."""
 
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from patchset import state as states
 from patchset.diff import blob_id, patched, split, unpatched
 from patchset.errors import Refused
-from patchset.journal import Change, Journal
+from patchset.journal import Journal
 from patchset.record import repaired
+from patchset.run import Change
 from patchset.series import OVERLAY, PatchSet
 from patchset.state import NotMovable, State
 from patchset.tree import Tree
@@ -20,6 +20,7 @@ class Move(NamedTuple):
     target: frozenset[str]
     changed: list[str]
     recovered: str | None  # what became of an earlier run that did not end
+    notes: Sequence[str] = ()  # what else the user is to know
 
 
 def move(
@@ -40,8 +41,8 @@ def move(
 
     journal, recovered = Journal(tree), None
     if journal.exists() and not dry_run:
-        with journal.held(tell):
-            recovered = journal.recover()
+        with journal.held(tell) as run:
+            recovered = run.recover()
     # Without the lock first: what is refused, or done already, writes nothing at all.
     stamp = journal.stamp()
     try:
@@ -50,16 +51,33 @@ def move(
             return Move(before, before, target, [change.path for change in changes], recovered)
     except Refused:
         if dry_run or journal.stamp() == stamp:
+            if recovered:
+                tell(recovered)
             raise  # else it may have been read while another writer was at work
-    with journal.held(tell):
-        recovered = journal.recover() or recovered
+    with journal.held(tell) as run:
+        recovered = run.recover() or recovered
         before, target, changes = survey()
         if changes:
-            journal.carry_out(changes, purpose)
-        after = states.read(tree, patchset)
-    if after.on != target or after.wrong:
-        raise NotMovable(after)
-    return Move(before, after, target, [change.path for change in changes], recovered)
+            run.carry_out(changes, purpose)
+        # Every byte was proven as it was written: what is found now is told, and no refusal.
+        after, notes = _read_again(before, target)
+    paths = [change.path for change in changes]
+    return Move(before, after, target, paths, recovered, [*run.not_kept(), *notes])
+
+
+def _read_again(before: State, target: frozenset[str]) -> tuple[State, list[str]]:
+    """The tree as it is after a move, and what has come between."""
+    try:
+        after = states.read(before.tree, before.patchset)
+    except Refused as refusal:
+        status = states.PATCHED if target else states.PRISTINE
+        after = before._replace(on=target, status=status, files=[])
+        return after, [f"it was done, but the tree cannot be read any more: {refusal}"]
+    wrong = [file.path for file in after.wrong]
+    if after.on != target or wrong:
+        what = ", ".join(wrong) or "the slugs"
+        return after, [f"it was done, and since then another program has changed {what}"]
+    return after, []
 
 
 def plan(state: State, target: Collection[str]) -> list[Change]:
@@ -78,10 +96,7 @@ def plan(state: State, target: Collection[str]) -> list[Change]:
     # Modules before the hooks that call them, hooks before the modules that go.
     order = [*sorted(laid), *sorted(state.touched), *sorted(gone), *records]
     pairs = [Change(path, tree.read(path), image.get(path)) for path in order]
-    changes = [change for change in pairs if change.before != change.after]
-    for change in changes:
-        _refuse_links(tree, change.path)
-    return changes
+    return [change for change in pairs if change.before != change.after]
 
 
 def _prove(state: State, image: dict[str, bytes], target: Collection[str]) -> None:
@@ -96,14 +111,3 @@ def _prove(state: State, image: dict[str, bytes], target: Collection[str]) -> No
                 f"the patches of release {state.release.name} do not make what they say of {path}\n"
                 "see what differs, in the checkout of this set: git diff -- patches"
             )
-
-
-def _refuse_links(tree: Tree, path: str) -> None:
-    """A link leads to a file that others share, such as a package manager's cache."""
-    file = tree.file(path)
-    real = os.path.realpath(file)
-    if real != str(file):
-        raise Refused(
-            f"{file} is a symbolic link to {real}, which other trees may share\n"
-            f"make it a file of its own: cp --remove-destination {real} {file}"
-        )

@@ -20,6 +20,7 @@ from pathlib import Path
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOUSE))
 
+from patchset import series  # noqa: E402  # the folder above is put on the path first
 from patchset.errors import Refused  # noqa: E402  # the folder above is put on the path first
 from patchset.fetch import fetched  # noqa: E402
 
@@ -37,7 +38,7 @@ GIT_DIFF = [
 def pristine_tree(release: str) -> Path:
     """The unpacked wheel, fetched if need be; never the one that `apply.py --fetch` patches."""
     try:
-        return fetched(release, HOUSE / "build" / "pristine")
+        return fetched(release, series.load(HOUSE), HOUSE / "build" / "pristine")
     except Refused as refusal:
         raise SystemExit(f"export: {refusal}") from refusal
 

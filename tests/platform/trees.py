@@ -23,7 +23,8 @@ given_instead: Path | None = None
 @functools.cache
 def pristine_tree(release: str) -> Path:
     """The unpacked wheel, fetched if need be: not the one in build/ that users patch by --fetch."""
-    return fetched(release, BUILD / "pristine")
+    home = BUILD / "pristine" / f"sglang-{release}"
+    return home if home.is_dir() else fetched(release, series.load(ROOT), home.parent)
 
 
 def patched_tree(release: str) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from patchset import staging
+from patchset.folder import Folder
 from patchset.journal import FOLDER, Journal
 from tests.tool.synthetic import LAID, PRISTINE, RECORD, content, synthetic_tree
 
@@ -102,15 +103,14 @@ def test_a_signal_while_files_are_staged_leaves_the_tree_as_before(
 ):
     before = content(tree)
     calls = iter(range(1, 1000))
-    create = staging.create
+    create = Folder.create
 
-    def interrupted(*args):
-        create(*args)
+    def interrupted(*args, **words):
+        create(*args, **words)
         if next(calls) == call:
             os.kill(os.getpid(), number)
 
-    for module in ("staging", "journal"):
-        monkeypatch.setattr(f"patchset.{module}.create", interrupted)
+    monkeypatch.setattr(Folder, "create", interrupted)
     reply = house.ask("apply", "--tree", tree)
     assert reply.code == 130
     assert reply.shown["status"] == "pristine"
@@ -192,8 +192,8 @@ def test_what_the_next_writer_does_is_not_blamed_on_this_one(house, tree, monkey
 
     @contextlib.contextmanager
     def and_then_a_rival(self, tell):
-        with held(self, tell):
-            yield
+        with held(self, tell) as run:
+            yield run
         monkeypatch.setattr(Journal, "held", held)
         assert house.ask("revert", "--tree", tree).code == 0
 
@@ -328,15 +328,15 @@ def test_a_file_that_is_mounted_by_itself_is_named_and_the_others_are_put_back(h
 def test_a_rename_that_fails_undoes_those_before_it(good, house, tree, monkeypatch):
     before = content(tree)
     left = iter(range(good))
-    replace = Path.replace
+    rename = Folder.rename
 
-    def failing(self, target):
-        if self.name.endswith(".rocm_patches") and next(left, None) is None:
-            monkeypatch.setattr(Path, "replace", replace)
-            raise OSError(errno.EIO, "Input/output error", str(target))
-        return replace(self, target)
+    def failing(self, name, new, into=None):
+        if name.endswith(".rocm_patches") and next(left, None) is None:
+            monkeypatch.setattr(Folder, "rename", rename)
+            raise OSError(errno.EIO, "Input/output error", str(self.path / new))
+        return rename(self, name, new, into)
 
-    monkeypatch.setattr(Path, "replace", failing)
+    monkeypatch.setattr(Folder, "rename", failing)
     reply = house.ask("apply", "--tree", tree)
     assert reply.code == 1
     assert "Input/output error; the tree is as it was before" in reply.shown["message"]
@@ -348,15 +348,15 @@ def test_an_undo_that_fails_too_is_told_and_done_by_the_next_command(house, tree
     house.ask("apply", "--tree", tree)
     before = content(tree)
     left = iter(range(3))
-    replace = Path.replace
+    rename = Folder.rename
 
-    def failing(self, target):
-        if self.name.endswith(".rocm_patches") and next(left, None) is None:
-            raise OSError(errno.EIO, "Input/output error", str(target))
-        return replace(self, target)
+    def failing(self, name, new, into=None):
+        if name.endswith(".rocm_patches") and next(left, None) is None:
+            raise OSError(errno.EIO, "Input/output error", str(self.path / new))
+        return rename(self, name, new, into)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", failing)
+        patch.setattr(Folder, "rename", failing)
         reply = house.ask("revert", "--tree", tree)
     assert reply.code == 1
     assert str(tree / FOLDER) in reply.shown["message"]

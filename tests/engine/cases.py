@@ -15,6 +15,14 @@ TILELANG = {"nsa_prefill_backend": "tilelang", "nsa_decode_backend": "tilelang"}
 UNIFIED = {"SGLANG_USE_AITER_UNIFIED_ATTN": "1"}
 # Upstream leaves a graph's page table unfilled under unified attention with pages of one token.
 PAGED = AITER | {"page_size": 16}
+# One backend for prefill, another for decode.
+PAIRS = {
+    f"{prefill}-{decode}": {
+        "prefill_attention_backend": prefill,
+        "decode_attention_backend": decode,
+    }
+    for prefill, decode in (("triton", "aiter"), ("aiter", "triton"))
+}
 LONG = {"max_total_tokens": 2560, "context_length": 2400, "chunked_prefill_size": 4096}
 # What a checkpoint may say of its KV cache. Neither 1 nor a power of two, and not the same: a scale
 # that is dropped, squared, or taken from the other of the two moves every value.

@@ -1,22 +1,27 @@
 """Settles what looked wrong in upstream and no slug is about; see the README's table of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.engine import arms
-from tests.engine.cases import CASES, params
+from tests.engine.cases import CASES, PAIRS, params
 from tests.engine.checkpoints import checkpoint
 from tests.engine.compare import distance, oracle
 from tests.tolerances import LOGITS_FROM_TRANSFORMERS
 
 pytestmark = pytest.mark.slow
-# By aiter, then by Triton.
-SHORT_OF_A_KEY = {name: CASES[name] for name in ("gpt-oss-bf16", "0.5.9-gpt-oss-bf16")}
+# By aiter, then by Triton, then by one for prefill and the other for decode.
+SHORT_OF_A_KEY = {name: CASES[name] for name in ("gpt-oss-bf16", "0.5.9-gpt-oss-bf16")} | {
+    f"gpt-oss-bf16-{name}": replace(CASES["gpt-oss-bf16"], server=pair, long=True)
+    for name, pair in PAIRS.items()
+}
 
 
 @pytest.mark.parametrize("name", params(SHORT_OF_A_KEY))
 def test_gpt_oss_decodes_with_one_key_fewer_than_its_window_holds(name, platform, runs_here):
-    case = CASES[name]
+    case = SHORT_OF_A_KEY[name]
     runs_here(case.archs, case.release)
     model, bound = checkpoint(case.checkpoint), LOGITS_FROM_TRANSFORMERS[case.kv]
     published = case.result("pristine", platform)["logits"]

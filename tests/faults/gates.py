@@ -23,7 +23,7 @@ MODULES = {
     "indexer": [],
     "nsa-fp8-kv": ["pools"],
     "rope-kv-store": ["rope"],
-    "fp8-kv-write": ["pools", "backend"],
+    "fp8-kv-write": ["pools", "backend", "qwen3"],
 }
 
 

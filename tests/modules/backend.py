@@ -15,7 +15,7 @@ DECODES = {"0.5.9": ("ragged",), "0.5.10.post1": ("ragged", "unified", "swa")}
 VERIFIES = {"0.5.9": False, "0.5.10.post1": True}
 
 
-def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache, context=CONTEXT):
+def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache, context=None):
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.layers.attention import aiter_backend as upstream
 
@@ -27,7 +27,7 @@ def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache, co
         v_head_dim=head_dim,
         get_num_kv_heads=lambda parallel: kv_heads,
         attention_arch=AttentionArch.MHA,
-        context_len=context,
+        context_len=context or CONTEXT,
     )
     runner = types.SimpleNamespace(
         dtype=torch.bfloat16,

@@ -129,7 +129,9 @@ def widen(runner, keys: int) -> None:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     layers = [each for each in runner.model.modules() if isinstance(each, RadixAttention)]
-    for each in (*layers, runner.attn_backend):
+    backend = runner.attn_backend
+    halves = [getattr(backend, f"{phase}_backend", backend) for phase in ("prefill", "decode")]
+    for each in (*layers, *dict.fromkeys(halves)):
         if (getattr(each, "sliding_window_size", None) or -1) > -1:
             each.sliding_window_size += keys
 

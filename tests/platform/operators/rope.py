@@ -192,3 +192,48 @@ def fused_qk_rope_cat_and_cache_mla(
     k_pe_out[:stored][kept] = rotated[kept]
     none = q_nope.new_empty(0, *q_pe.shape[1:])
     return q, none, k_pe_out, q_nope.new_empty(0, *q_nope.shape[1:])
+
+
+@operator("aiter.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle")
+def norm_mrope_and_store(
+    qkv, q_weight, k_weight, cos_sin, positions, num_tokens, heads, k_heads, v_heads, head,
+    neox, section, interleaved, epsilon, q_out, k_cache, v_cache, slots, k_scale, v_scale,
+    k_out, v_out, return_kv, shuffled, block_size, x,
+):  # fmt: skip
+    """RMSNorm of q and k, M-RoPE by three rows of positions, and the store; fp32 inside."""
+    name = "fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
+    need(
+        not (return_kv or shuffled or block_size or x), f"{name}: k_out, v_out or a shuffled cache"
+    )
+    need(k_out is None and v_out is None, f"{name}: k_out or v_out")
+    for each in (k_scale, v_scale):
+        need(float(each) == 1, f"{name}: a scale other than 1")
+    need_dtype(name, qkv.dtype, cos_sin=cos_sin, q_weight=q_weight, k_weight=k_weight, q_out=q_out)
+    need_dtype(name, torch.int64, positions=positions, slots=slots)
+    need_dtype(name, (qkv.dtype, chip().fp8_dtype), k_cache=k_cache)
+    need_dtype(name, k_cache.dtype, v_cache=v_cache)
+    need_shape(name, (num_tokens, heads + k_heads + v_heads, head), qkv=qkv)
+    need_shape(name, (num_tokens, heads, head), q_out=q_out)
+    need_shape(name, (3, num_tokens), positions=positions)
+    need_shape(name, (len(k_cache), k_heads, head), k_cache=k_cache, v_cache=v_cache)
+    need_inside(name, len(cos_sin), positions=positions)
+    need_inside(name, len(k_cache), slots=slots)
+    need(cos_sin.shape[1] == head and sum(section) * 2 == head, f"{name}: a partial rotation")
+    axis = torch.repeat_interleave(torch.arange(3), torch.tensor(section)).to(qkv.device)
+    if interleaved:
+        pair = torch.arange(head // 2, device=qkv.device)
+        axis = pair % 3
+        axis[pair >= 3 * torch.tensor(section, device=qkv.device)[axis]] = 0
+    angles = cos_sin.float()[positions]
+    cos, sin = (
+        each.gather(0, axis.expand(1, num_tokens, -1))[0, :, None] for each in angles.chunk(2, -1)
+    )
+    q, k, v = qkv.float().split([heads, k_heads, v_heads], 1)
+    for found, weight, out in ((q, q_weight, q_out), (k, k_weight, None)):
+        normed = found * torch.rsqrt(found.square().mean(-1, keepdim=True) + epsilon)
+        turned = rotate(normed * weight.float(), cos, sin, neox)
+        if out is None:
+            k_cache[slots] = unclamped(turned, k_cache.dtype)
+        else:
+            out.copy_(turned)
+    v_cache[slots] = unclamped(v, v_cache.dtype)

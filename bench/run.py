@@ -9,7 +9,8 @@ A subject is a slug, or nsa-fp8-kv-sparse-mla, which needs TileLang. Its kernel 
 speed of a kernel whose tests are red. Needs torch 2.8, Triton, pytest and the pristine release,
 which is fetched into build/ once; uses aiter, sgl_kernel and TileLang where they are installed.
 
-Exit codes: 0 done; 1 a subject's tests are red, nothing of it was timed; 2 wrong usage.
+Exit codes: 0 done, 1 a subject's tests are red and nothing of it was timed, 2 wrong usage or
+something is missing.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import report, upstream  # noqa: E402
+from ci.entry import needs, run  # noqa: E402  # the folder above is put on the path first
 from tests.platform import value  # noqa: E402
 
 SUBJECTS = (
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "rocm"], help="default: what is there")
     parser.add_argument("--quick", action="store_true", help="few sizes; writes nothing")
     options = parser.parse_args()
+    needs("torch", "triton", "pytest")
     subjects = chosen(parser, options.subjects)
     there = value.choose()
     if there == "cpu" or options.device not in (None, there):
@@ -57,6 +59,8 @@ def main() -> int:
             + {"cpu": "none", "cuda": "an NVIDIA one", "rocm": "an AMD one"}[there]
         )
     platform = value.available(there)[0]
+    from bench import report, upstream  # torch is there
+
     upstream.install(platform)
     red = run_tests(subjects, there)
     subjects = [subject for subject in subjects if subject not in red]
@@ -152,6 +156,8 @@ def compile_ahead(subjects: list[str], platform: value.Platform, quick: bool) ->
 def call_once(subject: str, platform: value.Platform, quick: bool, group: tuple) -> None:
     import torch
 
+    from bench import upstream
+
     upstream.install(platform)
     for case in cases(subject, platform, quick):
         if case.group == group and case.tokens <= COMPILED_TOKENS:
@@ -162,4 +168,4 @@ def call_once(subject: str, platform: value.Platform, quick: bool, group: tuple)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("bench/run.py", main))

@@ -24,12 +24,13 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
+from ci import entry  # noqa: E402  # the folder above is put on the path first
 from ci.regression.errors import Refused  # noqa: E402
 from ci.regression.options import positive, words  # noqa: E402
 from ci.regression.presets import ALSO, ARCHS, PRESETS, RELEASES, Preset, preset  # noqa: E402
 from tests.platform.process import WorkerError  # noqa: E402
 
-ALIKE, APART, REFUSED, INCONCLUSIVE, NOT_RUN = 0, 1, 2, 3, 4
+ALIKE, APART, INCONCLUSIVE = entry.DONE, entry.WRONG, entry.INCONCLUSIVE
 OF_VERDICT = {"PASS": ALIKE, "FAIL": APART, "INCONCLUSIVE": INCONCLUSIVE}
 # The share of all tokens that must be compared before the arms part.
 FEWEST = 0.5
@@ -50,20 +51,18 @@ def main() -> int:
         if unknown := sorted(set(slugs or ()) - set(trees.slugs(release))):
             raise Refused(f"--slugs: {', '.join(map(repr, unknown))} in no patch of {release}")
     except (Refused, ValueError) as refusal:
-        print(f"parity: refused: {refusal}", file=sys.stderr)
-        return REFUSED
+        raise entry.Stop(f"refused: {refusal}") from refusal
     except (RuntimeError, AssertionError) as missing:  # as torch tells of it
         said = f"no GPU for --platform {given.platform}: {missing}; --platform cpu emulates one"
-        print(f"parity: refused: {said}", file=sys.stderr)
-        return REFUSED
+        raise entry.Stop(f"refused: {said}") from missing
     expected = [slug for slug in chosen.slugs if slugs is None or slug in slugs]
     if not expected:
-        print(f"parity: refused: {chosen.name} does not run {given.slugs}", file=sys.stderr)
-        return REFUSED
+        raise entry.Stop(f"refused: {chosen.name} does not run {given.slugs}")
     flags = flags_of(chosen, given)
     if given.dry_run:
         print(shlex.join(["sglang.Engine", *flags]))
         return ALIKE
+    check_paths(given)
     pristine = trees.pristine_tree(release)
     patched = given.patched_tree or trees.patched_tree(release)
     asked = given.prompts or prompts(pristine, given.longest)
@@ -81,8 +80,7 @@ def main() -> int:
                 flags=list(arguments), prompts=asked, steps=given.steps, rounds=rounds,
             )  # fmt: skip
         except WorkerError as error:
-            print(f"parity: the {name} arm did not run\n{error}", file=sys.stderr)
-            return NOT_RUN
+            raise entry.Stop(f"the {name} arm did not run\n{error}", entry.FAILED) from error
     result = {
         "preset": chosen.name,
         "model": given.model or chosen.model,
@@ -91,10 +89,21 @@ def main() -> int:
         "pristine_differs": chosen.pristine_because or None,
         **compare(found, expected),
     }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join([result["verdict"], *result["reasons"], str(given.output)]))
     return OF_VERDICT[result["verdict"]]
+
+
+def check_paths(given: argparse.Namespace) -> None:
+    """Before hours of arms, whose result would have nowhere to go."""
+    if given.patched_tree and not (given.patched_tree / "sglang").is_dir():
+        raise entry.Stop(f"refused: --patched-tree {given.patched_tree}: no sglang lies in it")
+    try:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        with given.output.open("a"):
+            pass
+    except OSError as error:
+        raise entry.Stop(f"refused: --output {given.output}: {error.strerror}") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -237,4 +246,4 @@ def departures(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("parity", main))

@@ -30,7 +30,7 @@ MACHINE_CODE = tuple(f"tests/kernels/machine_code.py::{name}" for name in ("tabl
 HIP_SOURCE = tuple(f"tests/kernels/hip_source.py::{name}" for name in ("row", "forms"))
 LAUNCHES = ("tests/engine/launches.py::table", "tests/engine/cases.py")
 # Of ci/regression what ci/throughput.py has alone.
-SPEED = ("speed", "throughput", "throughput_cli")
+SPEED = ("speed", "throughput", "throughput_cli", "workload")
 # A ROCm image's aiter is called amd-aiter, a wheel's aiter.
 PACKAGES = (
     "torch",

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Check what the tool cannot: headers, thin hooks, one name for one thing, generated tables.
 
-    python3 tools/lint.py            all problems, one a line
-    python3 tools/lint.py --write    write the generated tables first
+    python3 tools/lint.py              all problems, one a line
+    python3 tools/lint.py --write      write the generated tables first
+    python3 tools/lint.py --release    also stale evidence and a stale table are problems, where
+                                       they are warnings otherwise: an edit makes evidence stale
+                                       that only another machine can renew
 
 Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
 """
@@ -14,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parent.parent
-if str(HOUSE) not in sys.path:
-    sys.path.insert(0, str(HOUSE))
+sys.path.insert(0, str(HOUSE))
 
-from patchset import manifest, series  # noqa: E402  # the folder above is put on the path first
+from ci.entry import DONE, WRONG, Stop, run  # noqa: E402  # the folder above is on the path
+from patchset import manifest, series  # noqa: E402
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-from tools import models, picture, tables  # noqa: E402
+from tools import evidence, models, picture, tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 NUMERICS = r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+?"
@@ -116,20 +119,35 @@ def renewed(house: Path, document: str, blocks: dict[str, str]) -> str:
         form = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(form, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
         if found != 1:
-            raise SystemExit(f"lint: {document} has no one `<!-- generated: {name} -->` block")
+            raise Stop(f"{document} has no one `<!-- generated: {name} -->` block", WRONG)
     for name in sorted(set(re.findall(r"<!-- generated: (.*?) -->", text)) - blocks.keys()):
-        raise SystemExit(f"lint: {document}: nothing generates the block `{name}`")
+        raise Stop(f"{document}: nothing generates the block `{name}`", WRONG)
     return text
 
 
 def documents(house: Path, texts: dict[str, str]) -> Iterator[str]:
     for document, text in texts.items():
         if (house / document).read_text() != text:
-            yield f"{document}: a generated part is stale; python3 tools/lint.py --write"
+            yield Stale(f"{document}: a generated part is stale; python3 tools/lint.py --write")
 
 
-def problems_of(house: Path, write: bool = False) -> list[str]:
-    """All that is wrong with the checkout at ``house``, its tables written first or not."""
+class Stale(str):
+    """A problem of a release, and of no single change."""
+
+
+def aged(house: Path) -> Iterator[Stale]:
+    files: dict[str, list[str]] = {}
+    for each in evidence.judgements(house):
+        if not each["fresh"]:
+            files.setdefault(f"{each['file']}|{each['renew']}", []).append(each["slug"])
+    for file, slugs in files.items():
+        name, renew = file.split("|")
+        yield Stale(f"evidence/{name} is stale for {', '.join(slugs)}; {renew}")
+
+
+def problems_of(house: Path, write: bool = False, strict: bool = False) -> list[str]:
+    """All that is wrong with the checkout at ``house``, its tables written first or not;
+    strictly, as for a release, also which evidence is stale."""
     patches = series.load(house)
     texts = generated(house, patches)
     if write:
@@ -144,21 +162,24 @@ def problems_of(house: Path, write: bool = False) -> list[str]:
     problems += published(patches)
     stale = manifest.wrong(house)
     problems += [f"{stale[0]}: python3 tools/manifest.py"] if stale else []
-    return [*problems, *documents(house, texts)]
+    problems += documents(house, texts)
+    return [*problems, *(aged(house) if strict else ())]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the generated tables first")
+    parser.add_argument("--release", action="store_true", help="nothing may be stale")
     args = parser.parse_args()
     try:
-        problems = problems_of(HOUSE, args.write)
+        problems = problems_of(HOUSE, args.write, args.release)
     except Refused as refusal:
-        raise SystemExit(f"lint: {refusal}") from refusal
+        raise Stop(str(refusal), WRONG) from refusal
+    warnings = [] if args.release else [each for each in problems if isinstance(each, Stale)]
     for problem in problems:
-        print(f"lint: {problem}")
-    return 1 if problems else 0
+        print(f"lint: {'warning: ' * (problem in warnings)}{problem}")
+    return WRONG if len(problems) > len(warnings) else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("lint", main))

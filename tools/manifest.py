@@ -11,7 +11,8 @@ from pathlib import Path
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOUSE))
 
-from patchset import manifest  # noqa: E402  # the folder above is put on the path first
+from ci.entry import run  # noqa: E402  # the folder above is put on the path first
+from patchset import manifest  # noqa: E402
 
 
 def main() -> int:
@@ -22,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("manifest", main))

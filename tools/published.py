@@ -5,7 +5,7 @@
     python3 tools/published.py 0.5.24 ...     add these to the table
 
 Each wheel is downloaded by pip into build/wheels/ once; of most, FILES alone are read.
-Exit codes: 0 written, 1 a wheel cannot be had or two releases look the same, 2 wrong usage.
+Exit codes: 0 written, 1 two releases look the same, 2 wrong usage or a wheel cannot be had.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOUSE))
 
-from patchset.diff import blob_id  # noqa: E402  # the folder above is put on the path first
+from ci.entry import WRONG, Stop, run  # noqa: E402  # the folder above is put on the path first
+from patchset.diff import blob_id  # noqa: E402
 from patchset.published import version  # noqa: E402
 
 OLDEST = "0.5.6"
@@ -40,7 +41,7 @@ def releases_of_the_index() -> list[str]:
     done = subprocess.run([*PIP, "index", "versions", "sglang"], capture_output=True, text=True)
     said = re.search(r"Available versions: (.*)", done.stdout)
     if not said:
-        raise SystemExit(f"published: pip names no versions of sglang\n{done.stderr.strip()}")
+        raise Stop(f"pip names no versions of sglang\n{done.stderr.strip()}")
     return [name for name in said[1].split(", ") if version(name) >= version(OLDEST)]
 
 
@@ -53,7 +54,7 @@ def wheel(release: str) -> Path:
         done = subprocess.run([*command, "--dest", WHEELS, f"sglang=={release}"])
         found = sorted(WHEELS.glob(f"sglang-{release}-*.whl"))
         if done.returncode or not found:
-            raise SystemExit(f"published: pip could not download sglang {release}")
+            raise Stop(f"pip could not download sglang {release}")
     return found[0]
 
 
@@ -72,11 +73,11 @@ def main() -> int:
     for release, ids in known.items():
         twins = [other for other in known if known[other] == ids and other != release]
         if twins:
-            raise SystemExit(f"published: {release} and {twins[0]} do not differ in FILES")
+            raise Stop(f"{release} and {twins[0]} do not differ in FILES", WRONG)
     TABLE.write_text(json.dumps({"files": FILES, "releases": known}, indent=2) + "\n")
     print(f"{TABLE.relative_to(HOUSE)}: {len(known)} releases")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("published", main))

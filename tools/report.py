@@ -6,7 +6,7 @@
 Releases and slugs with what is proven of each, plots, every measured row with an estimate for AMD's
 memory, the machine code of every kernel, accuracy and throughput where they were run, and which
 evidence is stale. Needs what ci/requirements-tools.txt names.
-Exit codes: 0 written, 1 not, 2 wrong usage.
+Exit codes: 0 written, 2 wrong usage or something is missing.
 """
 
 import argparse
@@ -16,12 +16,11 @@ import sys
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parent.parent
-if str(HOUSE) not in sys.path:
-    sys.path.insert(0, str(HOUSE))
+sys.path.insert(0, str(HOUSE))  # before this folder, whose evidence.py is not the package
 
-from evidence import key as keys  # noqa: E402  # the folder above is put on the path first
+from ci.entry import Stop, needs, run  # noqa: E402  # the folder above is put on the path first
+from evidence import key as keys  # noqa: E402
 from patchset import series  # noqa: E402
-from patchset.errors import Refused  # noqa: E402
 from tools import evidence, tables  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -33,10 +32,8 @@ AMD = re.compile(r"\bAMD\b|Instinct")
 
 def page(house: Path) -> str:
     """The page as text, from the checkout at ``house``."""
-    try:
-        import jinja2
-    except ImportError as lacking:
-        raise Refused(f"{lacking}; python3 -m pip install -r ci/requirements-tools.txt") from None
+    import jinja2
+
     patches = series.load(house)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
@@ -361,19 +358,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=HOUSE / "build" / "report", metavar="FOLDER")
     args = parser.parse_args()
+    needs("jinja2", "matplotlib")
+    text = page(HOUSE)
     try:
-        text = page(HOUSE)
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "index.html").write_text(text, encoding="utf-8")
-    except Refused as refusal:
-        raise SystemExit(f"report: {refusal}") from refusal
     except OSError as problem:
         where = f"--output {args.output}"
         said = f"{where}: {problem.strerror}; give a folder, there or not, that can be written to"
-        raise SystemExit(f"report: {said}") from problem
+        raise Stop(said) from problem
     print(args.output / "index.html")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("report", main))

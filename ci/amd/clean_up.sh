@@ -4,6 +4,7 @@
 #
 #   CONTAINER=NAME clean_up.sh IMAGE
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -eq 1 ] || { echo "usage: CONTAINER=NAME clean_up.sh IMAGE" >&2; exit 2; }
 image=$1
 docker container rm --force "${CONTAINER:?the name that in_image.sh was given}" >/dev/null 2>&1 || true

@@ -10,6 +10,7 @@
 # that no log shows it. What the container writes belongs to the one who called, as a runner that
 # cannot delete its own workspace fails the next job.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -ge 2 ] || { echo "usage: in_image.sh IMAGE COMMAND [ARGUMENT...]" >&2; exit 2; }
 image=$1
 shift

@@ -23,6 +23,9 @@ TESTS = ("tests", "long")
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}STEP is one of {', '.join(NAMES)}.")
+        return
     if len(sys.argv) != 4 or not set(sys.argv[3].split()) <= set(NAMES):
         print(f"{__doc__}STEP is one of {', '.join(NAMES)}.", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,7 @@
 # WORKSPACE (default /sgl-workspace) and TILELANG (default /opt/tilelang) say where the image keeps
 # them; TILELANG_COMMIT moves TileLang there; REBUILT names packages that rebuild.sh has just made.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -ge 3 ] || { echo "usage: layer.sh ARCH RELEASE DIGEST [SLUG...]" >&2; exit 2; }
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 arch=$1 release=$2 digest=$3

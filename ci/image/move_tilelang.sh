@@ -8,6 +8,7 @@
 # an incremental build are enough; pip has no part in it. The submodules, TVM among them, must be the
 # same at both commits: another TVM would be an hour's build.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -eq 1 ] || { echo "usage: move_tilelang.sh COMMIT" >&2; exit 2; }
 commit=$1
 tilelang=${TILELANG:-/opt/tilelang}

@@ -3,6 +3,7 @@
 #
 #   pinned.sh BASE BASE_DIGEST
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -eq 2 ] || { echo "usage: pinned.sh BASE BASE_DIGEST" >&2; exit 2; }
 base=$1 digest=$2
 if ! [[ $digest =~ ^sha256:[0-9a-f]{64}$ && $base == *"@$digest" ]]; then

@@ -8,6 +8,7 @@
 # Not rebuilt is what no patch calls: the Rust gateway, Mooncake, MoRI. For those, and for another
 # ROCm, build sglang's own docker/rocm.Dockerfile from a fork with the patches (apply.py export).
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -ge 3 ] || { echo "usage: rebuild.sh ARCH RELEASE DIGEST [SLUG...]" >&2; exit 2; }
 arch=$1
 case "$arch" in

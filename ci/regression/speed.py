@@ -16,8 +16,8 @@ from scipy import stats
 from .decide import Decision
 from .errors import Refused
 from .plan import ALPHA, holm
+from .workload import FEWEST_REPEATS
 
-FEWEST_REPEATS = 3
 NOISE = 0.02  # what servers of one build differ by from day to day
 MARGIN = 0.03  # the slow-down that a PASS excludes
 THROUGHPUT = "output_throughput"

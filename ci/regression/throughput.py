@@ -13,11 +13,6 @@ from .decide import Decision, off_path
 from .errors import RunFailed
 from .servers import Arm, launched, serving, tail
 
-# The workloads of the pull requests.
-LENGTHS = ((1024, 1024), (8192, 1024))
-CONCURRENCIES = (4, 8, 16, 32, 64)
-PROMPTS_PER_CLIENT = 10
-
 
 @dataclass(frozen=True)
 class Point:

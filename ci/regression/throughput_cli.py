@@ -11,13 +11,13 @@ from .alone import alone
 from .commands import add_result, answered, finish, work_of
 from .errors import Refused
 from .options import positive
+from .workload import CONCURRENCIES, FEWEST_REPEATS, LENGTHS, PROMPTS_PER_CLIENT
 
 NAME = "throughput"
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import comparison, speed
-    from .throughput import CONCURRENCIES, LENGTHS, PROMPTS_PER_CLIENT
+    from . import comparison
 
     top = argparse.ArgumentParser(
         prog="ci/throughput.py", description=__doc__, epilog=exits.HELP,
@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "--prompts", type=positive, help=f"a point (default: {PROMPTS_PER_CLIENT} for each client)"
     )
     asked.add_argument(
-        "--repeats", type=positive, default=speed.FEWEST_REPEATS,
-        help=f"of both arms (default and fewest: {speed.FEWEST_REPEATS})",
+        "--repeats", type=positive, default=FEWEST_REPEATS,
+        help=f"of both arms (default and fewest: {FEWEST_REPEATS})",
     )  # fmt: skip
     add_result(run, NAME, planned="the commands and the points")
     return top
@@ -66,20 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from . import comparison, servers, speed, throughput
+    from . import comparison, servers, throughput
 
     compared = comparison.from_arguments(given)
     points = [
-        throughput.Point(
-            before, after, clients, given.prompts or throughput.PROMPTS_PER_CLIENT * clients
-        )
+        throughput.Point(before, after, clients, given.prompts or PROMPTS_PER_CLIENT * clients)
         for before, after in given.lengths
         for clients in given.concurrency
     ]
-    if given.repeats < speed.FEWEST_REPEATS:
-        raise Refused(
-            f"{given.repeats} repeats show no spread; {speed.FEWEST_REPEATS} are the fewest"
-        )
+    if given.repeats < FEWEST_REPEATS:
+        raise Refused(f"{given.repeats} repeats show no spread; {FEWEST_REPEATS} are the fewest")
     if twice := sorted({p.name for p in points if points.count(p) > 1}):
         raise Refused(f"{', '.join(twice)}: twice in --lengths and --concurrency; once is measured")
     if given.dry_run:

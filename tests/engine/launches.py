@@ -6,11 +6,20 @@ Counted on the CPU platform, where every operator, Triton launch and tensor oper
 batches of three requests, two layers, no graph.
 """
 
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from ci.entry import needs, run
 from evidence import key as keys
 from evidence import store
-from tests.engine.cases import CASES, Case
 from tests.platform.trees import ROOT
 from tests.platform.value import Platform
+
+if TYPE_CHECKING:  # a case is told by pytest's marks, and --help does without pytest
+    from tests.engine.cases import Case
 
 # Beside these, operators that sglang registers in torch: what they launch is counted itself.
 LAUNCH_NOTHING = {"aten::new_empty", "aten::_unsafe_view"}
@@ -29,6 +38,8 @@ def of_a_decode_step(case: Case, arm: str, platform: Platform) -> dict[str, int]
 
 
 def row(name: str, arch: str) -> dict:
+    from tests.engine.cases import CASES
+
     case, platform = CASES[name], Platform("cpu", arch)
     refused = case.upstream_refuses is not None
     pristine = {} if refused else of_a_decode_step(case, "pristine", platform)
@@ -46,13 +57,27 @@ def row(name: str, arch: str) -> dict:
 
 
 def table() -> list[dict]:
+    from tests.engine.cases import CASES
+
     return [row(name, arch) for name in CASES for arch in CASES[name].archs]
 
 
-if __name__ == "__main__":
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.engine.launches",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    needs("torch", "triton", "pytest")
     rows = table()
     slugs = {slug for each in rows for slug in each["slugs"]}
     key = keys.key("cpu", keys.of_launches(slugs))
     store.write(EVIDENCE, {"subject": "launches", "key": key}, rows)
     for each in rows:
         print(f"{each['case']:32} {each['arch']}  {each['pristine']} -> {each['patched']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run("launches", main))

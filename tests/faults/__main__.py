@@ -3,6 +3,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from ci.entry import needs, run
 from evidence import key as keys
 from evidence import store
 from tests.faults import __doc__ as usage
@@ -34,6 +35,7 @@ def main() -> int:
         and given.slug in (None, fault.slug)
         and given.platform == fault.platform
     ]
+    needs("torch", "triton", "pytest")
     rows = {row["fault"]: row for row in store.rows_of(EVIDENCE)}
 
     def judged(fault: Fault) -> Verdict:
@@ -73,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("tests.faults", main))

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.cases import CASES
 from tests.faults.fault import OVERLAY, Fault, house_with
 from tests.platform.trees import ROOT
 
@@ -47,6 +46,8 @@ def tests_of(layer: str, fault: Fault) -> list[str]:
         return [*files, "-k", f"{fault.platform}-{fault.arch}"]
     if layer == "modules":
         return [f"tests/modules/test_{each}.py" for each in (name, *MODULES[fault.slug])]
+    from tests.engine.cases import CASES  # with pytest, which --help does without
+
     cases = " or ".join(
         name
         for name, case in CASES.items()

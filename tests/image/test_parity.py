@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ci import parity
+from ci import entry, parity
 from tests.engine.checkpoints import VOCABULARY, checkpoint
 from tests.faults.fault import house_with
 from tests.platform import trees
@@ -142,7 +142,7 @@ def test_a_slug_that_did_not_run_shows_nothing(state, found):
 def run(monkeypatch, tmp_path, *arguments: str) -> int:
     given = ("--platform", "cpu", "--release", "0.5.10.post1", "--output", tmp_path / "out.json")
     monkeypatch.setattr(sys, "argv", ["parity.py", *map(str, given), *arguments])
-    return parity.main()
+    return entry.run("parity", parity.main)
 
 
 GLM = ("--preset", "glm-5", "--arch", "gfx942")
@@ -166,13 +166,13 @@ def test_an_arm_that_does_not_run_is_no_verdict(monkeypatch, tmp_path, capsys):
         raise WorkerError("out of memory")
 
     monkeypatch.setattr(parity, "run", fails)
-    assert run(monkeypatch, tmp_path, *GLM) == parity.NOT_RUN
+    assert run(monkeypatch, tmp_path, *GLM) == entry.FAILED
     assert "the pristine arm did not run\nout of memory" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
 
 
 def test_a_slug_that_the_model_does_not_run_is_refused(monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, tmp_path, *GLM, "--slugs", "rope-kv-store") == parity.REFUSED
+    assert run(monkeypatch, tmp_path, *GLM, "--slugs", "rope-kv-store") == entry.REFUSED
     assert "glm-5 does not run rope-kv-store" in capsys.readouterr().err
 
 
@@ -191,14 +191,14 @@ def test_what_cannot_be_asked_is_refused(arguments, sentence, monkeypatch, tmp_p
         code = run(monkeypatch, tmp_path, *GLM, *arguments)
     except SystemExit as ended:
         code = ended.code
-    assert code == parity.REFUSED
+    assert code == entry.REFUSED
     assert sentence in capsys.readouterr().err
 
 
 def test_a_model_that_the_release_cannot_start_is_refused_with_one_that_it_can(
     monkeypatch, tmp_path, capsys
 ):
-    assert run(monkeypatch, tmp_path, *GLM, "--release", "0.5.9") == parity.REFUSED
+    assert run(monkeypatch, tmp_path, *GLM, "--release", "0.5.9") == entry.REFUSED
     said = capsys.readouterr().err
     assert "transformers 4.57.1 refuses glm_moe_dsa" in said
     assert "deepseek-v3.2 runs the same slugs" in said

@@ -18,14 +18,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import tilelang
-import torch
-from tilelang import tvm
+from ci.entry import WRONG, Stop, needs, run
 
-from bench.shapes import CACHE_DTYPES, TOKENS, ranks
-from evidence import key as keys
-from evidence import store
-from tests.platform.value import Platform
+ARCHS = ("gfx942", "gfx950")
+
+
+def asked() -> str | None:
+    """The architecture that is asked for. --help needs no package, and a lacking one is named."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.kernels.hip_source",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("arch", nargs="?", choices=ARCHS, help="default: both")
+    only = parser.parse_args().arch
+    if code := run("hip_source", lambda: needs("tilelang", "torch", "triton") or 0):
+        sys.exit(code)
+    return only
+
+
+if __name__ == "__main__":
+    only = asked()
+
+import tilelang  # noqa: E402
+import torch  # noqa: E402
+from tilelang import tvm  # noqa: E402
+
+from bench.shapes import CACHE_DTYPES, TOKENS, ranks  # noqa: E402
+from evidence import key as keys  # noqa: E402
+from evidence import store  # noqa: E402
+from tests.platform.value import Platform  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "overlay"))
@@ -37,7 +59,6 @@ from tests.kernels import hip_compiler, real_calls  # noqa: E402
 from tests.kernels.aot import CompilationError  # noqa: E402
 
 SLUG = "nsa-fp8-kv"
-ARCHS = ("gfx942", "gfx950")
 UPSTREAM = "srt/layers/attention/nsa/tilelang_kernel.py"
 WIDTHS = {"uint4": 16, "int4": 16, "fp8_e4_16_t": 16, "uint2": 8, "int2": 8, "int": 4}
 # What is read row by row, in our programs and in upstream's.
@@ -215,23 +236,16 @@ def _lowered(arch: str, program: str, sizes: tuple, settings: tuple) -> dict:
     return found | {"threads": threads}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m tests.kernels.hip_source", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("arch", nargs="?", choices=ARCHS, help="default: both")
-    only = parser.parse_args().arch
+def main(only: str | None) -> int:
     if not writes_hip():
-        print(f"hip_source: this build of TileLang {tilelang.__version__} writes no HIP source")
-        return 1
+        raise Stop(f"this build of TileLang {tilelang.__version__} writes no HIP source")
     try:
         key = keys.key("none", keys.of_hip_source())
         key |= {"compiler": f"clang {hip_compiler.version()}"}
         for arch in [only] if only else ARCHS:
             write(arch, key | {"arch": arch})
     except CompilationError as error:
-        print(f"hip_source: {error}")
-        return 1
+        raise Stop(str(error), WRONG) from error
     return 0
 
 
@@ -248,4 +262,4 @@ def evidence_of(arch: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("hip_source", lambda: main(only)))

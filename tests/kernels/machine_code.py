@@ -7,11 +7,13 @@ upstream's kernel for the same call (release 0.5.10.post1) where it has one. `pr
 that test_machine_code.py holds each of them to.
 """
 
+import argparse
 import collections
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ci.entry import needs, run
 from evidence import key as keys
 from evidence import store
 from evidence.code import merged
@@ -127,6 +129,13 @@ def resources(code: MachineCode) -> dict:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.kernels.machine_code",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    needs("torch", "triton")
     key = keys.key("none", merged(*(keys.of_machine_code(slug) for slug in SLUGS)))
     for arch in ARCHS:
         header = {"subject": "aot", "key": key | {"arch": arch}, "launches": launches(arch)}
@@ -136,4 +145,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "overlay"))
-    sys.exit(main())
+    sys.exit(run("machine_code", main))

@@ -9,19 +9,29 @@ environment variables; those that begin with SGLANG_ are passed on.
 import argparse
 import os
 import sys
+from typing import NoReturn
 
-from . import emulation, value
+from ci.entry import needs, run
+
+from . import value
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.platform.run", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--tree", required=True)
-    parser.add_argument("--platform", choices=["rocm", "cuda", "cpu"], default=value.choose())
+    parser.add_argument(
+        "--platform", choices=["rocm", "cuda", "cpu"], help="default: what is there"
+    )
     parser.add_argument("--arch", choices=value.ARCHS)
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    platform = value.available(given.platform, given.arch)[0]
+    needs("torch", "triton")
+    from . import emulation
+
+    platform = value.available(given.platform or value.choose(), given.arch)[0]
     switches = {name: text for name, text in os.environ.items() if name.startswith("SGLANG_")}
     environment = emulation.environment(platform, given.tree, **switches)
     command = [sys.executable, given.script, *given.arguments]
@@ -29,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("tests.platform.run", main))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ci.entry import needs, run
 from evidence import key as keys
 from evidence import store
 from tests.faults.fault import Fault
@@ -48,6 +49,7 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.models) - MODELS.keys():
         parser.error(f"no toy {', '.join(sorted(unknown))}")
+    needs("torch", "transformers", "scipy", "lm_eval")
     chosen = [MODELS[name] for name in given.models or MODELS]
     again = {model.name for model in chosen}
     rows = [row for row in store.rows_of(EVIDENCE) if row["model"] not in again]
@@ -67,4 +69,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("tests.regression", main))

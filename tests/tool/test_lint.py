@@ -47,7 +47,8 @@ def edit(path, old, new):
 
 
 def test_the_set_as_it_is_has_no_problems(house):
-    assert problems(house) == ""
+    found = lint.problems_of(house)
+    assert [each for each in found if not isinstance(each, lint.Stale)] == []
 
 
 @pytest.mark.parametrize(
@@ -93,11 +94,32 @@ def test_a_hook_of_more_than_forty_lines_is_refused(house):
 
 
 def test_a_stale_table_is_refused_and_write_renews_it(house):
+    problems(house, write=True)
     edit(house / PATCH, "Subject: ", "Subject: Another ")
-    assert "README.md: a generated part is stale" in problems(house)
+    subprocess.run([sys.executable, house / "tools/manifest.py"], check=True, capture_output=True)
+    told = "README.md: a generated part is stale"
+    done = script(house)
+    assert (done.returncode, f"lint: warning: {told}" in done.stdout) == (0, True), done.stdout
+    done = script(house, "--release")
+    assert (done.returncode, f"lint: {told}" in done.stdout) == (1, True)
     done = script(house, "--write")
     assert (done.returncode, done.stdout) == (0, "")
     assert "| Another " in (house / "README.md").read_text()
+
+
+def test_evidence_of_what_has_changed_is_stale_in_a_release_alone(house):
+    """A contributor without that GPU can be green."""
+    problems(house, write=True)
+    kernel = house / OVERLAY / "layernorm_kernel.py"
+    kernel.write_text(kernel.read_text() + "\nCHANGED = 1\n")
+    assert problems(house, write=True) == ""
+    assert script(house).returncode == 0
+    done = script(house, "--release")
+    assert done.returncode == 1
+    assert "lint: evidence/layernorm.NVIDIA-H100-80GB-HBM3.jsonl is stale for layernorm" in (
+        done.stdout
+    )
+    assert "python3 bench/run.py layernorm" in done.stdout
 
 
 def test_a_number_does_not_outlive_what_it_was_measured_from(house):

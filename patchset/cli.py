@@ -147,6 +147,7 @@ def _request(args: argparse.Namespace, patchset: PatchSet, home: Path) -> Reques
         home,
         which,
         dry_run=getattr(args, "dry_run", False),
+        near=getattr(args, "near", False),
         release=getattr(args, "release", ""),
     )
 
@@ -200,6 +201,11 @@ def _parser() -> argparse.ArgumentParser:
         added = add(command, summary)
         if command in ("apply", "revert"):
             added.add_argument("--dry-run", action="store_true", help="say what would change")
+            added.add_argument(
+                "--near",
+                action="store_true",
+                help="in a tree of no covered release too, those whose functions are a release's",
+            )
         _add_tree(added)
     add("list", "the releases, their slugs, what each does and needs; needs no tree")
     exporting = add("export", "one diff of patches and overlay, for git apply or git am")

@@ -23,11 +23,16 @@ class Request(NamedTuple):
     home: Path
     which: Sequence[str]  # the words that name the tree, for the commands that are suggested
     dry_run: bool
+    near: bool  # move a tree that is near a release too
     release: str  # of an export
 
     def again(self, *words: str) -> str:
         """The command line of another command for the same tree."""
         return report.command(*words, *self.which)
+
+    def move_again(self, state: State, *words: str) -> str:
+        """The same of an apply or a revert."""
+        return self.again(*words, *(["--near"] if state.nearest.near else []))
 
 
 class Outcome(NamedTuple):
@@ -39,7 +44,7 @@ class Outcome(NamedTuple):
 
 def turn_on(request: Request, tree: Tree) -> Outcome:
     def wanted(state: State) -> frozenset[str]:
-        release = _release(state)
+        release = _movable(state, request.near)
         return state.on | release.required(_present(release, request))
 
     return _move(request, tree, wanted)
@@ -47,12 +52,13 @@ def turn_on(request: Request, tree: Tree) -> Outcome:
 
 def turn_off(request: Request, tree: Tree) -> Outcome:
     def wanted(state: State) -> frozenset[str]:
-        release = _release(state)
+        # What an earlier --near did, a revert undoes without being told again.
+        release = _movable(state, request.near or state.laid_near)
         off = set(_present(release, request))
         for slug in sorted(state.on - off):
             needed = sorted(off & release.required([slug]))
             if needed:
-                both = request.again("revert", *request.slugs, slug)
+                both = request.move_again(state, "revert", *request.slugs, slug)
                 raise Refused(f"{slug} is on and requires {needed[0]}\nturn both off: {both}")
         return state.on - off
 
@@ -64,7 +70,8 @@ def status(request: Request, tree: Tree) -> Outcome:
     if not state.release:
         text = report.not_movable(state, request.home)
         return Outcome(True, text, report.as_json(state, text))
-    summary = Journal(tree).standing() or _standing(request, state)
+    standing = Journal(tree).standing() or _standing(request, state)
+    summary = "\n".join(filter(None, [report.nearness(state), standing]))
     parts = [report.headline(state), report.status_table(state), report.wrong_files(state), summary]
     text = "\n\n".join(part for part in parts if part)
     return Outcome(True, text, report.as_json(state, summary))
@@ -89,9 +96,10 @@ def verify(request: Request, tree: Tree) -> Outcome:
     if unfinished:
         what += [unfinished]
     elif off or not beyond:
-        what += [f"to turn on what was asked for: {request.again('apply', *request.slugs)}"]
+        again = request.move_again(state, "apply", *request.slugs)
+        what += [f"to turn on what was asked for: {again}"]
     if beyond and not unfinished:
-        what += [f"to turn off the rest: {request.again('revert', *beyond)}"]
+        what += [f"to turn off the rest: {request.move_again(state, 'revert', *beyond)}"]
     text = "\n".join([report.headline(state), *what])
     return Outcome(False, text, report.as_json(state, text))
 
@@ -142,8 +150,8 @@ def _tell(line: str) -> None:
         print(f"apply.py: {line}", file=sys.stderr, flush=True)
 
 
-def _release(state: State) -> Release:
-    if not state.release:
+def _movable(state: State, near: bool) -> Release:
+    if not state.release or (state.release.near and not near):
         raise NotMovable(state)
     return state.release
 
@@ -152,6 +160,8 @@ def _present(release: Release, request: Request) -> Sequence[str]:
     """The named slugs that this release has a patch for; it may have the others of itself."""
     slugs = request.slugs or [*release.patches]
     for slug in slugs:
+        if slug in release.unfit:
+            raise Refused(f"{slug} does not fit this tree: {release.unfit[slug]}")
         if slug not in release.patches and slug not in release.upstream:
             have = ", ".join(release.patches)
             raise Refused(f"{slug} has no patch for sglang {release.name}; it has: {have}")
@@ -167,6 +177,6 @@ def _standing(request: Request, state: State) -> str:
     outdated = any(file.status == states.OUTDATED for file in state.files)
     why = "another revision of this set patched it" if outdated else "it is between two states"
     return (
-        f"{why}; to turn all on: {request.again('apply')}\n"
-        f"or to get the release back: {request.again('revert')}"
+        f"{why}; to turn all on: {request.move_again(state, 'apply')}\n"
+        f"or to get the release back: {request.move_again(state, 'revert')}"
     )

@@ -167,8 +167,14 @@ def patched(pristine: bytes, diffs: Iterable[FileDiff]) -> bytes:
 
 def unpatched(lines: Sequence[bytes], diffs: Iterable[FileDiff]) -> bytes | None:
     """The file that became `lines` through exactly these diffs; None where an edit is absent."""
+    result = undone(lines, merged_edits(diffs))
+    return None if result is None else b"".join(result)
+
+
+def undone(lines: Sequence[bytes], edits: Iterable[Edit]) -> list[bytes] | None:
+    """The lines that became `lines` through exactly these edits, in order; None without one."""
     result, at, shift = list[bytes](), 0, 0
-    for edit in merged_edits(diffs):
+    for edit in edits:
         start = edit.start + shift
         stop = start + len(edit.new)
         if tuple(lines[start:stop]) != edit.new:
@@ -177,8 +183,7 @@ def unpatched(lines: Sequence[bytes], diffs: Iterable[FileDiff]) -> bytes | None
         result += edit.old
         at = stop
         shift += len(edit.new) - len(edit.old)
-    result += lines[at:]
-    return b"".join(result)
+    return [*result, *lines[at:]]
 
 
 # Writing -------------------------------------------------------------------------------------

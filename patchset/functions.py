@@ -7,6 +7,7 @@ binds a name. Nothing is executed, and a file that this Python cannot parse has 
 
 import ast
 import bisect
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -71,6 +72,38 @@ class Module(NamedTuple):
                 if statement.names[name] not in origins:
                     origins.append(statement.names[name])
         return {name: " | ".join(found[name]) for name in sorted(found)}
+
+
+class Known(NamedTuple):
+    """A function that a patch enters, as the release has it."""
+
+    start: int  # as in Function
+    end: int
+    before: str  # blob ids of its text
+    after: str  # with that patch alone
+
+
+class Entered(NamedTuple):
+    """What a patch enters in one file; its other edits add imports."""
+
+    diff: str  # the blob ids of the diff that this was derived from
+    functions: Mapping[str, Known]
+    imports: Mapping[str, str]  # the origins of the imported names that these functions use
+
+
+def entered(text: str) -> dict[str, dict[str, Entered]]:
+    """What a functions.json says, by slug and path."""
+    return {
+        slug: {
+            path: Entered(
+                file["diff"],
+                {name: Known(*known) for name, known in file["functions"].items()},
+                file["imports"],
+            )
+            for path, file in files.items()
+        }
+        for slug, files in json.loads(text).items()
+    }
 
 
 @lru_cache(maxsize=64)

@@ -28,6 +28,7 @@ class Record(NamedTuple):
     slugs: frozenset[str]
     overlay: Mapping[str, str]  # blob by path
     files: Mapping[str, tuple[str, str]]  # (pristine blob, patched blob) by path
+    near: bool  # the tree was near the release only
 
     def original(self, tree: Tree, path: str, found: str) -> bytes | None:
         """The kept original of `path`, if `found` is what was made of it."""
@@ -40,6 +41,7 @@ def provenance(release: Release, on: Iterable[str], overlay: Mapping[str, bytes]
     return _json(
         {
             "release": release.name,
+            **({"near": True} if release.near else {}),
             "digest": release.digest,
             "slugs": sorted(on),
             "overlay": {path: blob_id(data) for path, data in overlay.items()},
@@ -65,6 +67,7 @@ def read(tree: Tree) -> Record:
         slugs=frozenset(said.get("slugs", ())),
         overlay=said.get("overlay", {}),
         files={path: (ids["pristine"], ids["patched"]) for path, ids in files.items()},
+        near=said.get("near") is True,
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from base64 import urlsafe_b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from patchset.diff import split
@@ -52,6 +52,12 @@ def repaired(record: bytes, touched: Collection[str], files: Mapping[str, bytes]
                 out.append(b"%s,%s%s" % (new.encode(), proof, end))
         out.append(_updated(line, files[path]) if path in touched and path in files else line)
     return b"".join(out)
+
+
+def holds(record: bytes, path: str, contents: Iterable[bytes]) -> bool:
+    """Whether the row of `path`, if there is one, is that of one of `contents`."""
+    line = next((line for line in split(record) if path_of(line) == path), None)
+    return line is None or any(_updated(line, data) == line for data in contents)
 
 
 def path_of(line: bytes) -> str:

@@ -78,8 +78,9 @@ def headline(state: State) -> str:
         itself = f", which calls itself {called}," if called else ""
         return f"{state.tree.package}{itself} is no published release that this set knows"
     same = f" (same files: {', '.join(release.also)})" if release.also else ""
+    called = f"near sglang {release.name}" if release.near else f"sglang {release.name}{same}"
     return (
-        f"sglang {release.name}{same} in {state.tree.package}\n"
+        f"{called} in {state.tree.package}\n"
         f"{state.status}: {len(state.on)} of {len(release.patches)} slugs on, "
         f"patch set {release.digest[:12]}"
     )
@@ -137,16 +138,32 @@ def _why(state: State, file: FileState) -> str:
 
 def not_movable(state: State, home: Path) -> str:
     if state.published:
-        return uncovered(
-            f"{state.tree.package} is sglang {state.published}", state.published, state.patchset
-        )
+        what = f"{state.tree.package} is sglang {state.published}"
+        told = uncovered(what, state.published, state.patchset)
+        return f"{told}\n{nearness(state)}" if state.release else told
+    if state.release and state.release.near and state.status != states.DRIFTED:
+        release, differing = state.release, state.differing
+        lines = [
+            f"{state.tree.package} is not sglang {release.name}, but near it: of what its patches "
+            f"touch, {len(differing)} file{'s differ' if len(differing) > 1 else ' differs'}:"
+        ]
+        for file in differing:
+            found, expected = _short(file.found), _short(file.expected)
+            lines += [f"  {file.path}: found {found}, expected {expected}"]
+        lines += [nearness(state)]
+        return "\n".join(lines)
     if not state.release:
         ids = state.nearest.pristine_ids()
         differ = sum(file.path in ids for file in state.wrong)
+        nearest = (
+            f"the nearest is {state.nearest.name}: {differ} of the {len(ids)} files that its "
+            "patches touch differ"
+            if differ < len(ids)
+            else "none of the files that a patch touches is the same, and no slug's functions are"
+        )
         return (
             f"{headline(state)}; covered are: {state.patchset.covered()}\n"
-            f"the nearest is {state.nearest.name}: {differ} of the {len(ids)} files that its "
-            f"patches touch differ; install a covered release: {command('list')}"
+            f"{nearest}; install a covered release: {command('list')}"
         )
     count = sum(file.status in states.FOREIGN for file in state.files)
     return (
@@ -154,6 +171,20 @@ def not_movable(state: State, home: Path) -> str:
         f"this release has {'them' if count > 1 else 'it'}, so nothing was written:\n"
         f"{wrong_files(state)}\n{remedy(state, home)}"
     )
+
+
+def nearness(state: State) -> str:
+    """Which slugs fit a tree that is near a release, why the others do not, and the command."""
+    release = state.release
+    if not (release and release.near):
+        return ""
+    lines = [f"{slug} does not fit: {why}" for slug, why in release.unfit.items()]
+    fit = f"these fit by their functions, which are those of {release.name}: "
+    lines += [fit + ", ".join(release.patches)]
+    if {*release.patches} - state.on:
+        again = command("apply", "--near", "--tree", str(state.tree.package))
+        lines += [f"turn them on: {again}"]
+    return "\n".join(lines)
 
 
 def uncovered(what: str, release: str, patchset: PatchSet) -> str:

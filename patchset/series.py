@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from patchset import folder
 from patchset.diff import DiffError, FileDiff, blob_id, neighbours, parse
 from patchset.errors import Refused, WrongUsage
+from patchset.functions import Entered, entered
 from patchset.published import Published, version
 from patchset.published import load as load_published
 
@@ -37,6 +39,9 @@ class Release(NamedTuple):
     patches: Mapping[str, Patch]  # by slug, in the order of the series
     self_report: Patch | None
     digest: str  # of the series and the overlay together
+    entered: Mapping[str, Mapping[str, Entered]]  # functions.json, by slug and path
+    near: bool = False  # made for a tree that is not this release, but near it
+    unfit: Mapping[str, str] = MappingProxyType({})  # there, why a patch is not among `patches`
 
     @property
     def every(self) -> list[Patch]:
@@ -156,6 +161,7 @@ def _release(home: Path, overlay: Mapping[str, bytes]) -> Release:
         raise ValueError(f"{home / 'series'}: {name} {fault}")
     patches = {slug: _patch(slug, home, content[f"{slug}.patch"]) for slug in slugs}
     own = content.get(f"{SELF_REPORT}.patch")
+    functions = home / "functions.json"
     release = Release(
         name=info["release"],
         also=tuple(info.get("also", ())),
@@ -163,6 +169,7 @@ def _release(home: Path, overlay: Mapping[str, bytes]) -> Release:
         info=info,
         patches=patches,
         self_report=_patch(SELF_REPORT, home, own) if own else None,
+        entered=entered(folder.read(functions).decode()) if functions.is_file() else {},
         digest=_digest({**{f"patches/{home.name}/{n}": content[n] for n in content}, **overlay}),
     )
     _check(home, release)

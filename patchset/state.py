@@ -1,15 +1,15 @@
 """What a tree is, from its bytes alone: which release, which slugs are on, which files differ."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
-from patchset import provenance
+from patchset import near, provenance
 from patchset.diff import blob_id, patched, split, unpatched
 from patchset.errors import Refused
 from patchset.provenance import ORIGINALS, PROVENANCE, Record
-from patchset.record import repaired
+from patchset.record import holds, repaired
 from patchset.series import OVERLAY, PatchSet, Release
 from patchset.tree import Tree
 
@@ -23,6 +23,7 @@ STALE = "stale"  # a RECORD whose rows do not match the files
 FOREIGN = frozenset({DRIFTED, CRLF, STRAY})  # what this tool did not make and will not touch
 # Of a tree
 PRISTINE, PATCHED, PARTIAL, UNKNOWN_RELEASE = "pristine", "patched", "partial", "unknown-release"
+NEAR = "near"  # as asked, but the release's in its functions only
 
 
 class FileState(NamedTuple):
@@ -51,6 +52,8 @@ class State(NamedTuple):
     touched: Mapping[str, Touched]
     nearest: Release  # the release, or for an unknown one that which is most like it
     published: str | None = None  # the name of a published release that no series covers
+    differing: Sequence[FileState] = ()  # of a near tree: what is not as the release has it
+    laid_near: bool = False  # an earlier run said that the tree is near, and was asked for it
 
     @property
     def wrong(self) -> list[FileState]:
@@ -74,8 +77,21 @@ def read(tree: Tree, patchset: PatchSet) -> State:
     ]
     # Most files first; a release that says so itself wins only among equals.
     release, touched = max(views, key=lambda view: (_share(*view), view[0].name == record.release))
-    published = _uncovered(tree, patchset) if _share(release, touched) < 1 else None
-    if published:
+    exact = _share(release, touched) == 1
+    published = None if exact else _uncovered(tree, patchset)
+    differing: list[FileState] = []
+    nearby = None if exact else _near(tree, patchset, record, bytes_of)
+    if nearby:
+        wholly = next(view[1] for view in views if view[0].name == nearby[0].name)
+        release, touched = nearby
+        differing = [
+            FileState(
+                path, DRIFTED, file.found, patchset.releases[release.name].pristine_ids()[path]
+            )
+            for path, file in wholly.items()
+            if file.status == DRIFTED
+        ]
+    elif published:
         nearest = patchset.published.nearest(published, patchset.covers)
         release, touched = next(view for view in views if view[0].name == nearest)
     on = _slugs_on(release, touched, record)
@@ -83,17 +99,51 @@ def read(tree: Tree, patchset: PatchSet) -> State:
     files = _touched_states(release, touched, made)
     unknown = State(
         tree, patchset, None, UNKNOWN_RELEASE, frozenset(), files, touched, release, published
-    )
+    )._replace(differing=differing, laid_near=record.near)
     # As many files as half would not be known if it were that release with a few changes.
-    if published or _share(release, touched) < 0.5:
+    if not nearby and (published or _share(release, touched) < 0.5):
         return unknown
     files += _overlay_states(tree, patchset, release, record, made)
-    files += _record_states(tree, touched, made, {f.path for f in files if f.status == ABSENT})
+    absent = {file.path for file in files if file.status == ABSENT}
+    laid = {path: data for path, data in made.items() if path not in absent}
+    for path in tree.records():
+        found = tree.read(path) or b""
+        want = recorded(tree, release, touched, found, laid)
+        record_status = RIGHT if want == found else STALE
+        files.append(FileState(path, record_status, blob_id(found), blob_id(want)))
     seen = {file.status for file in files}
-    status = PATCHED if on else PRISTINE
+    status = NEAR if nearby else PATCHED if on else PRISTINE
     if seen - {RIGHT}:
         status = DRIFTED if seen & FOREIGN else PARTIAL
     return unknown._replace(release=release, status=status, on=on, files=files)
+
+
+def _near(
+    tree: Tree, patchset: PatchSet, record: Record, bytes_of: Callable[[str], bytes | None]
+) -> tuple[Release, dict[str, Touched]] | None:
+    """The release whose functions the tree has, made for it, and its files."""
+    bare = dict[str, bytes | None]()
+    paths = {path for release in patchset.releases.values() for path in release.pristine_ids()}
+    for path in sorted(paths | record.files.keys()):
+        data = bytes_of(path)
+        if data is not None:
+            original = record.original(tree, path, blob_id(data))
+            bare[path] = near.unhooked(patchset, path, data) if original is None else original
+            if bare[path] is None:
+                return None  # hooks that nothing explains
+    release = near.release_of(patchset, bare.get, record.release)
+    if not release:
+        return None
+    touched = {}
+    for path in release.pristine_ids().keys() | record.files.keys():
+        data, pristine = bytes_of(path), bare.get(path)
+        if data is not None and pristine is not None:
+            known = _explanation(release, path, data) if path in release.pristine_ids() else None
+            if known:
+                touched[path] = Touched(blob_id(data), KNOWN, *known)
+            elif data != pristine:
+                touched[path] = Touched(blob_id(data), OUTDATED, pristine)
+    return release, touched
 
 
 def _uncovered(tree: Tree, patchset: PatchSet) -> str | None:
@@ -240,14 +290,28 @@ def _overlay_states(
     return states
 
 
-def _record_states(
-    tree: Tree, touched: Mapping[str, Touched], image: Mapping[str, bytes], absent: set[str]
-) -> list[FileState]:
-    files = {path: data for path, data in image.items() if path not in absent}
-    states = []
-    for path in tree.records():
-        data = tree.read(path) or b""
-        want = repaired(data, touched, files)
-        status = RIGHT if want == data else STALE
-        states.append(FileState(path, status, blob_id(data), blob_id(want)))
-    return states
+def recorded(
+    tree: Tree,
+    release: Release,
+    touched: Mapping[str, Touched],
+    record: bytes,
+    files: Mapping[str, bytes],
+) -> bytes:
+    """A RECORD for a tree that holds `files`. In a near tree a row may have been wrong before the
+    set came, since somebody had edited the file: such a row stays, so that it is there at the end.
+    """
+    if not release.near:
+        return repaired(record, touched, files)
+    kept = set[str]()
+    for path, file in touched.items():
+        pristine, found = file.pristine or b"", tree.read(path) or b""
+        diffs = [patch.diffs[path] for patch in release.touching(path)]
+        counts = range(len(diffs) + 1)
+        images = [patched(pristine, some) for n in counts for some in combinations(diffs, n)]
+        if not holds(record, path, [found, *images]):
+            kept.add(path)
+    return repaired(
+        record,
+        touched.keys() - kept,
+        {path: data for path, data in files.items() if path not in kept},
+    )

@@ -7,7 +7,6 @@ from patchset import state as states
 from patchset.diff import blob_id, patched, split, unpatched
 from patchset.errors import Refused
 from patchset.journal import Journal
-from patchset.record import repaired
 from patchset.run import Change
 from patchset.series import OVERLAY, PatchSet
 from patchset.state import NotMovable, State
@@ -92,7 +91,10 @@ def plan(state: State, target: Collection[str]) -> list[Change]:
     laid = {path for path in image if path.startswith(OVERLAY + "/")}
     gone = set(tree.files(OVERLAY)) - laid
     records = {path: tree.read(path) or b"" for path in tree.records()}
-    image |= {path: repaired(data, state.touched, image) for path, data in records.items()}
+    image |= {
+        path: states.recorded(tree, state.nearest, state.touched, data, image)
+        for path, data in records.items()
+    }
     # Modules before the hooks that call them, hooks before the modules that go.
     order = [*sorted(laid), *sorted(state.touched), *sorted(gone), *records]
     pairs = [Change(path, tree.read(path), image.get(path)) for path in order]

@@ -23,7 +23,11 @@ from ci.entry import DONE, WRONG, Stop, run  # noqa: E402  # the folder above is
 from patchset import manifest, series  # noqa: E402
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
+<<<<<<< HEAD
 from tools import evidence, models, picture, tables  # noqa: E402
+=======
+from tools import functions, models, picture, tables  # noqa: E402
+>>>>>>> eb3d1fb (tool: near trees, proven function by function)
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 NUMERICS = r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+?"
@@ -102,6 +106,32 @@ def published(patches: series.PatchSet) -> Iterator[str]:
             yield f"{where}: patches/upstream.json and release.json disagree about {slug}"
 
 
+def entered(house: Path, release: series.Release) -> Iterator[str]:
+    """functions.json against the diffs, and against the release where its files are here."""
+    again = f"python3 tools/functions.py {release.name}"
+    where = f"patches/{release.name}/functions.json"
+    made = {
+        (patch.slug, path): f"{diff.old_id}..{diff.new_id}"
+        for patch in release.every
+        for path, diff in patch.diffs.items()
+    }
+    said = {
+        (slug, path): file.diff
+        for slug, files in release.entered.items()
+        for path, file in files.items()
+    }
+    for slug, path in sorted(made.keys() | said.keys()):
+        if made.get((slug, path)) != said.get((slug, path)):
+            yield f"{where} is stale for {slug} in {path}: {again}"
+    pristine = house / "build/pristine" / f"sglang-{release.name}"
+    if made == said and pristine.is_dir():
+        try:
+            if not functions.fresh(house, release, pristine):
+                yield f"{where} is not what the release's functions say: {again}"
+        except ValueError as fault:
+            yield f"patches/{release.name}: {fault}"
+
+
 # The generated tables ---------------------------------------------------------------
 
 
@@ -159,6 +189,7 @@ def problems_of(house: Path, write: bool = False, strict: bool = False) -> list[
         for patch in release.every:
             where = f"patches/{release.name}/{patch.slug}.patch"
             problems += [f"{where}: {problem}" for problem in (*headers(patch), *thin(patch))]
+        problems += entered(house, release)
     problems += published(patches)
     stale = manifest.wrong(house)
     problems += [f"{stale[0]}: python3 tools/manifest.py"] if stale else []

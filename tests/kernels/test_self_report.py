@@ -131,3 +131,19 @@ def test_the_report_names_every_slug_and_is_plain_json():
     assert json.loads(json.dumps(report)) == report
     for name in rocm_patches.SLUGS:
         assert name in rocm_patches.summary()
+
+
+@pytest.mark.parametrize(
+    ("laid", "says"),
+    [
+        ({"release": "0.5.10.post1"}, "0.5.10.post1"),
+        ({"release": "0.5.10.post1", "near": True}, "near 0.5.10.post1"),
+    ],
+)
+def test_the_report_says_whether_the_tree_is_a_release_or_near_one(
+    laid, says, monkeypatch, tmp_path
+):
+    (tmp_path / "provenance.json").write_text(json.dumps({**laid, "digest": "d" * 64}))
+    monkeypatch.setattr(rocm_patches, "__file__", str(tmp_path / "__init__.py"))
+    assert rocm_patches.report()["release"] == says
+    assert rocm_patches.summary().startswith(f"rocm patches {'d' * 12} for sglang {says}: ")

@@ -1,7 +1,7 @@
 """Runs a command over and over, and kills it with SIGKILL at another instant each time.
 
-    python -I killer.py HOUSE SEED KILLS STATE...     each STATE a comma-separated set of slugs,
-                                            each containing the one before
+    python -I killer.py [--near] HOUSE SEED KILLS STATE...     each STATE a comma-separated set of
+                                            slugs, each containing the one before
 
 A process of its own without test tools in it, so that a fork costs little. The instant is one of
 two kinds: just before the n-th change on the disk, or a random time. KILLS of them are taken, at
@@ -25,8 +25,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-house, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-states = [state.split(",") if state else [] for state in sys.argv[4:]]
+near = ["--near"] if "--near" in sys.argv else []  # what a move of a near tree is told
+_, home, seed, kills, *states = (word for word in sys.argv if word != "--near")
+house, seed, kills = Path(home), int(seed), int(kills)
+states = [state.split(",") if state else [] for state in states]
 sys.path.insert(0, str(house))
 from patchset import cli, export, fetch  # noqa: E402, F401  # the path comes first
 
@@ -43,7 +45,8 @@ def content() -> dict[str, bytes]:
 def run(*argv: str) -> tuple[int, dict]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        code = cli.main([*argv, "--tree", str(tree), "--json"], house)
+        extra = near if argv[0] in ("apply", "revert") else []
+        code = cli.main([*argv, *extra, "--tree", str(tree), "--json"], house)
     return code, json.loads(out.getvalue())
 
 
@@ -122,7 +125,7 @@ for start, goal, instant in itertools.chain(chosen, random.sample(instants, len(
     shown = run("status")[1]
     if content() != left:
         lost.append(f"{what}: status wrote")
-    if shown["status"] not in ("pristine", "patched", "partial"):
+    if shown["status"] not in ("pristine", "patched", "partial", *(["near"] if near else [])):
         lost.append(f"{what}: {shown['status']}: {shown['message']}")
     # The next command says what became of the one that was killed, whatever it is asked; and it
     # may be killed too.

@@ -11,6 +11,7 @@ from evidence import key as keys
 from evidence import store
 from evidence.code import merged
 from patchset import series
+from tests.platform.trees import pristine_tree
 from tools import lint
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -199,3 +200,16 @@ def test_the_picture_is_that_of_the_launches_on_record(house):
     problems(house, write=True)
     after = (house / "docs/decode-step.svg").read_text()
     assert (before.count(">cat<"), after.count(">cat<")) == (1, 0)
+
+
+def test_known_functions_follow_the_patches_and_the_release(house):
+    known = house / "patches/0.5.10.post1/functions.json"
+    edit(known, '"Indexer.__init__"', '"Indexer.__int__"')
+    told = "patches/0.5.10.post1/functions.json is not what the release's functions say"
+    assert told not in problems(house)  # without the release nobody can tell
+    (house / "build/pristine").mkdir(parents=True)
+    tree = pristine_tree("0.5.10.post1")
+    (house / "build/pristine/sglang-0.5.10.post1").symlink_to(tree)
+    assert told in problems(house)
+    edit(known, "..", "..0")
+    assert "functions.json is stale for layernorm in " in problems(house)

@@ -129,11 +129,15 @@ def report() -> dict:
         else:
             slug = importlib.import_module(module_of(name)).SLUG
             slugs[name] = {"state": slug.state, "declined": list(slug.declined)}
-    return {"release": laid.get("release"), "digest": laid.get("digest"), "slugs": slugs}
+    release = laid.get("release")
+    if laid.get("near"):  # its functions are that release's, its files are not
+        release = f"near {release}"
+    return {"release": release, "digest": laid.get("digest"), "slugs": slugs}
 
 
 def summary() -> str:
     """The report in one line, for the log."""
     laid = report()
     slugs = "; ".join(f"{name} {slug['state']}" for name, slug in laid["slugs"].items())
-    return f"rocm patches {(laid['digest'] or 'of unknown origin')[:12]}: {slugs}"
+    release = f" for sglang {laid['release']}" if laid["release"] else ""
+    return f"rocm patches {(laid['digest'] or 'of unknown origin')[:12]}{release}: {slugs}"

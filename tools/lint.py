@@ -23,11 +23,7 @@ from ci.entry import DONE, WRONG, Stop, run  # noqa: E402  # the folder above is
 from patchset import manifest, series  # noqa: E402
 from patchset.diff import FileDiff  # noqa: E402
 from patchset.errors import Refused  # noqa: E402
-<<<<<<< HEAD
-from tools import evidence, models, picture, tables  # noqa: E402
-=======
-from tools import functions, models, picture, tables  # noqa: E402
->>>>>>> eb3d1fb (tool: near trees, proven function by function)
+from tools import evidence, functions, models, picture, tables  # noqa: E402
 
 # Each trailer and what it may say; https://github.com/sgl-project/sglang/pull/N is written #N.
 NUMERICS = r"bitwise|ulp<=\d+|rel<=[0-9.e-]+ vs fp64|overlap>=[0-9.]+ of .+?"

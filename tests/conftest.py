@@ -103,6 +103,8 @@ def pytest_collection_modifyitems(config, items):
 
 def _group(item) -> str | None:
     """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
+    if item.get_closest_marker("xdist_group"):
+        return None  # its module knows better
     layer = item.path.parent.name
     if layer in ("modules", "engine") or item.path.stem == "test_emulation":
         given = getattr(item, "callspec", None)

@@ -47,8 +47,15 @@ def main() -> None:
 
 def vram() -> dict[str, int]:
     """MiB in use, by card."""
-    said = json.loads(run("rocm-smi", "--showmeminfo", "vram", "--json"))
-    return {card: int(values[USED]) >> 20 for card, values in said.items() if USED in values}
+    said = run("rocm-smi", "--showmeminfo", "vram", "--json")
+    try:
+        cards = json.loads(said).items()
+        used = {card: int(of[USED]) >> 20 for card, of in cards if card.startswith("card")}
+    except (ValueError, AttributeError, LookupError, TypeError):
+        refuse(f'rocm-smi does not say "{USED}" of each card', f"it says: {said.strip()}")
+    if not used:
+        refuse("rocm-smi names no card", f"it says: {said.strip()}")
+    return used
 
 
 def run(*command: str) -> str:

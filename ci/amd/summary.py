@@ -4,7 +4,8 @@
     ci/amd/summary.py FOLDER TITLE "STEP STEP..." >> "$GITHUB_STEP_SUMMARY"
 
 FOLDER has what the steps wrote: tests.xml, long.xml, parity.json, gsm8k.json, throughput.json. One
-that is not there is said to be missing: a step that did not run is no step that passed.
+that is not there is said to be missing: a step that did not run is no step that passed. One that is
+torn, or holds something else than its step writes, is broken and has no verdict.
 """
 
 import json
@@ -20,6 +21,7 @@ NAMES = {
     "throughput": "throughput",
 }
 TESTS = ("tests", "long")
+VERDICTS = ("PASS", "FAIL", "REGRESSION", "INCONCLUSIVE")
 
 
 def main() -> None:
@@ -46,10 +48,13 @@ def tests(path: Path) -> tuple[str, str]:
         suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     except ElementTree.ParseError as error:
         return "**broken**", f"{path.name}: {error}"
-    count = {
-        name: sum(int(suite.get(name, 0)) for suite in suites)
-        for name in ("tests", "failures", "errors", "skipped")
-    }
+    try:
+        count = {
+            name: sum(int(suite.get(name, 0)) for suite in suites)
+            for name in ("tests", "failures", "errors", "skipped")
+        }
+    except ValueError as error:
+        return "**broken**", f"{path.name}: a count is no number: {error}"
     red = count["failures"] + count["errors"]
     passed = count["tests"] - red - count["skipped"]
     in_short = f"{passed} passed, {red} failed, {count['skipped']} skipped"
@@ -61,11 +66,21 @@ def verdict(path: Path) -> tuple[str, str]:
         return "not run", ""
     try:
         result = json.loads(path.read_text())
-        said = result["verdict"]
-    except (ValueError, KeyError, TypeError) as error:
-        return "**broken**", f"{path.name}: {error!r}"
-    in_short = result.get("message") or "; ".join(result.get("reasons", []))
-    return (said if said == "PASS" else f"**{said}**"), in_short
+    except (OSError, ValueError) as error:
+        return "**broken**", f"{path.name}: {error}"
+    if not isinstance(result, dict):
+        return "**broken**", f"{path.name}: no JSON object"
+    said, message = result.get("verdict"), result.get("message", "")
+    reasons = result.get("reasons", [])
+    if said not in VERDICTS:
+        return "**broken**", f"{path.name}: its verdict is {said!r}, none of {', '.join(VERDICTS)}"
+    if not isinstance(message, str) or not texts(reasons):
+        return "**broken**", f"{path.name}: its message or reasons are no text"
+    return (said if said == "PASS" else f"**{said}**"), message or "; ".join(reasons)
+
+
+def texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 if __name__ == "__main__":

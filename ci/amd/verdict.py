@@ -30,10 +30,10 @@ def main() -> int:
     folder = Path(sys.argv[1])
     try:
         rows = json.loads(sys.argv[2])["include"]
+        asked = [row["name"] for row in rows if "gsm8k" in row["steps"]]
     except (ValueError, LookupError, TypeError) as error:
         print(f"verdict.py: MATRIX is not what ci/amd/matrix.py says: {error!r}", file=sys.stderr)
         return 2
-    asked = [row["name"] for row in rows if "gsm8k" in row["steps"]]
     found = {f"results-{name}/gsm8k.json": name for name in asked}
     missing = [name for file, name in found.items() if not (folder / file).is_file()]
     files = [file for file, name in found.items() if name not in missing]

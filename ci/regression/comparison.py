@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Comparison:
     launcher: str
     start_seconds: float
     pristine_flags: tuple[str, ...]  # what the pristine server is given otherwise
+    # A dry run where no GPU is found shows every chip's servers: the same on the others.
+    others: tuple["Comparison", ...] = ()
 
     def check(self, arm: str, url: str, work: Path) -> tuple[str, self_report.Server]:
         """How the server fits its arm, in words, and what it says; raises Refused if it does not.
@@ -72,7 +74,7 @@ class Comparison:
 
     def shown(self) -> str:
         """The commands of both arms, to read or to paste."""
-        lines = []
+        lines = [f"on {self.arch}:"]
         for name, arm in self.arms.items():
             if arm.url is not None:
                 lines.append(f"{name}: {arm.url}")
@@ -85,14 +87,18 @@ class Comparison:
             lines.append(f"{name}: {set_to} {command}")
         if self.preset.pristine_because:
             lines.append(f"the pristine arm differs: {self.preset.pristine_because}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(other.shown() for other in self.others)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_argument_group("what is compared")
     which.add_argument("--preset", required=True, choices=PRESETS)
     which.add_argument("--release", required=True, choices=(*RELEASES, *ALSO))
-    which.add_argument("--arch", choices=ARCHS, help="default: what rocminfo says")
+    which.add_argument(
+        "--arch",
+        choices=ARCHS,
+        help="default: what rocminfo says; a dry run without a GPU shows all",
+    )
     which.add_argument("--slugs", help="patches on in the tree, comma-separated; default: all")
     which.add_argument("--digest", help="the patch set to expect; default: this checkout's")
     which.add_argument("--model", help="another path or name of the model's weights")
@@ -136,8 +142,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(given: argparse.Namespace) -> Comparison:
     """Raises Refused."""
+    archs = (given.arch,) if given.arch else _archs(given.dry_run)
+    first, *others = (_on(arch, given) for arch in archs)
+    return replace(first, others=tuple(others))
+
+
+def _on(arch: str, given: argparse.Namespace) -> Comparison:
     release = ALSO.get(given.release, given.release)
-    arch = given.arch or _arch()
     chosen = preset(given.preset, release, arch)
     known = series.load(HOUSE).releases
     if release not in known:
@@ -190,8 +201,8 @@ def from_arguments(given: argparse.Namespace) -> Comparison:
     )
 
 
-def _arch() -> str:
-    """This machine's GPU; raises Refused where rocminfo does not name a known one."""
+def _archs(dry_run: bool) -> tuple[str, ...]:
+    """This machine's GPU; without one a dry run gets all chips, and any other raises Refused."""
     import re
     import subprocess
 
@@ -200,12 +211,14 @@ def _arch() -> str:
     except FileNotFoundError:
         said = ""
     found = re.search(r"\bgfx\w+", said)
-    if found is None or found[0] not in ARCHS:
-        raise Refused(
-            f"{found[0] if found else 'no AMD GPU'} found by rocminfo; name one with --arch: "
-            f"{', '.join(ARCHS)}"
-        )
-    return found[0]
+    if found is not None and found[0] in ARCHS:
+        return (found[0],)
+    if dry_run:
+        return ARCHS
+    raise Refused(
+        f"{found[0] if found else 'no AMD GPU'} found by rocminfo; name one with --arch: "
+        f"{', '.join(ARCHS)}"
+    )
 
 
 def say(text: str) -> None:

@@ -29,11 +29,7 @@ def untouched(memory) -> Image:
 def rebuilt(memory) -> tuple[Image, float, Built]:
     """A released image with the Dockerfile's other target, one slug alone, and when it began."""
     made = layout.image(memory / "source", "0.5.10.post1")
-    kernels = made.workspace / "sglang/sgl-kernel/setup_rocm.py"
-    kernels.write_text("import os; open('built', 'w').write(os.environ['AMDGPU_TARGET'])\n")
-    setup = made.workspace / "aiter/setup.py"
-    kept = setup.read_text()
-    setup.write_text("import os; open('built', 'w').write(os.environ['GPU_ARCHS'])\n" + kept)
+    layout.give_sources(made)
     began = time.time()
     arguments = build_arguments("0.5.10.post1", ["indexer"])
     return made, began, build(made, arguments, "source", **light(memory / "light"))

@@ -8,8 +8,8 @@
 /opt/tilelang           a checkout with its CMake build, used where it lies
 """
 
-import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -178,6 +178,15 @@ def _aiter(made: Image) -> None:
     shutil.rmtree(wheels)
 
 
+def give_sources(made: Image) -> None:
+    """Sources that the Dockerfile's target `source` builds: each notes the chip that it is told."""
+    chips = {"sglang/sgl-kernel/setup_rocm.py": "AMDGPU_TARGET", "aiter/setup.py": "GPU_ARCHS"}
+    for path, variable in chips.items():
+        source = made.workspace / path
+        note = f"import os; open('built', 'w').write(os.environ[{variable!r}])\n"
+        source.write_text(note + source.read_text())
+
+
 def tilelang(made: Image) -> None:
     """The checkout at the older of two commits; a clone of `origin`, which has both and a third."""
     origin = made.root / "origin"
@@ -311,13 +320,13 @@ def stub(folder: Path, name: str, text: str) -> dict[str, str]:
 
 
 def build_arguments(release: str, slugs: Sequence[str] = ()) -> dict[str, str]:
-    """What ci/image/build.py passes to docker."""
+    """What ci/image/build.py passes to the container engine."""
     base = f"lmsysorg/sglang:v{release}-rocm720-mi35x@{DIGEST}"
     command = [ROOT / "ci/image/build.py", "--release", release, "--arch", "gfx950"]
     command += ["--rocm", "7.2", "--base", base, "--print"]
     for slug in slugs:
         command += ["--slug", slug]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
-    words = json.loads(done.stdout)
+    words = shlex.split(done.stdout)
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--build-arg"]
     return dict(pair.split("=", 1) for pair in pairs)

@@ -183,8 +183,8 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
         departed, differences = departures(first, (found[arm], 0), *allowed)
         measured[arm], compared[arm] = measures(differences), len(differences)
         apart += [f"{arm}: {each}" for each in departed]
-    slugs = found["patched"]["slugs"] or {}
-    inactive = {slug: slugs.get(slug, {}).get("state") for slug in expected}
+    slugs = states(found["patched"]["slugs"])
+    inactive = {slug: slugs.get(slug) for slug in expected}
     wrong = [f"{s} is {state}" for s, state in inactive.items() if state != "active"]
     unsure = [f"the release, repeated: {each}" for each in noise]
     # Where the release does not repeat itself, nothing is known of what sets another arm apart.
@@ -204,8 +204,20 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
         "compared": compared,
         "tokens": tokens,
         "prompts": len(found["patched"]["tokens"][0]),
-        "slugs": {slug: slugs[slug]["state"] for slug in slugs},
+        "slugs": slugs,
     }
+
+
+def states(reported: object) -> dict[str, str]:
+    """Each slug's state, as a server reports it; what is no such report stops here, without a verdict."""
+    try:
+        found = {slug: said["state"] for slug, said in (reported or {}).items()}
+    except (AttributeError, LookupError, TypeError):
+        found = {"": None}
+    if not all(isinstance(state, str) for state in found.values()):
+        said = f"the server's rocm_patches.slugs name no states: {str(reported)[:200]}"
+        raise entry.Stop(said, entry.FAILED)
+    return found
 
 
 def measures(differences: list[float]) -> dict[str, float]:

@@ -130,7 +130,7 @@ def test_every_run_step_is_a_script_that_is_there():
 REFUSED = {
     "no such tag": (("--base", "lmsysorg/sglang:v0.5.8-rocm720-mi35x"), 1, "is there such a tag?"),
     "half a digest": (("--base", "a@sha256:12"), 1, "64 hexadecimal digits"),
-    "no such release": (("--release", "0.5.8"), 2, "covered are: 0.5.10, 0.5.10.post1, 0.5.9"),
+    "no such release": (("--release", "0.5.8"), 2, "covered are: 0.5.9, 0.5.10, 0.5.10.post1"),
     "no such engine": (("--engine", "nerdctl"), 2, "invalid choice: 'nerdctl'"),
     "no such slug": (("--slug", "indexes"), 2, "has no patch indexes"),
 }

@@ -37,6 +37,15 @@ def found() -> dict[str, dict]:
     return {"pristine": arm(2), "off": arm(slugs={}), "patched": arm(slugs=active)}
 
 
+@pytest.mark.parametrize(
+    "said", [3, ["indexer"], {"indexer": "active"}, {"indexer": {}}, {"indexer": {"state": 3}}]
+)
+def test_a_report_of_another_shape_is_a_sentence_and_no_verdict(said, found):
+    found["patched"]["slugs"] = said
+    with pytest.raises(entry.Stop, match=r"rocm_patches\.slugs name no states"):
+        parity.compare(found, ["indexer"])
+
+
 def other_token(arm: dict, prompt: int, step: int, token: int) -> None:
     arm["tokens"][-1][prompt][step:] = [token] * (STEPS - step)
     best, second = arm["likeliest"][-1][prompt][step]

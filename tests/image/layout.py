@@ -302,11 +302,25 @@ def _copy(source: Path, to: Path, many: bool) -> None:
         shutil.copy(source, to)
 
 
+# Every name that is asked for is there; called as a decorator, it gives the function back.
+TORCH_IN_NAME = """
+class version: hip = None
+
+class Name(type):
+    def __getattr__(self, name):
+        if name.startswith("__"): raise AttributeError(name)
+        return Name(name, (), {})
+    def __call__(self, *given, **_):
+        return given[0] if given else self
+
+def __getattr__(name): return Name(name, (), {})
+"""
+
+
 def light(folder: Path) -> dict[str, str]:
     """torch and triton in name alone, as real ones take seconds to import: for what is not about
     them. That an image imports real ones is shown by the first build of each release."""
-    torch = "class version: hip = None\ndef __getattr__(name): return type(name, (), {})\n"
-    for name, text in {"torch": torch, "triton": ""}.items():
+    for name, text in {"torch": TORCH_IN_NAME, "triton": ""}.items():
         _write(folder / name / "__init__.py", text)
     return {"PYTHONPATH": str(folder)}
 

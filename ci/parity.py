@@ -209,7 +209,7 @@ def compare(found: dict[str, dict], expected: list[str]) -> dict:
 
 
 def states(reported: object) -> dict[str, str]:
-    """Each slug's state, as a server reports it; what is no such report stops here, without a verdict."""
+    """Each slug's state, as a server reports it; another report is no verdict."""
     try:
         found = {slug: said["state"] for slug, said in (reported or {}).items()}
     except (AttributeError, LookupError, TypeError):

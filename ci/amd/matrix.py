@@ -25,7 +25,7 @@ ROCMS = ("7.0", "7.2")
 SETS = ("all", "each")
 MOST = 256  # jobs that a matrix may have
 GPUS = 8  # of a job's machine
-# What each step of a job may take. A step that is cut off goes on from whole runs in a second attempt.
+# What each step of a job may take. Cut off, a second attempt goes on from whole runs.
 MINUTES = {
     "image": 60,
     "gpus": 15,

@@ -22,7 +22,6 @@ NO_CODE = ("build", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytes
 PARTS = {
     "tests/bench/once_each.py": "test_bench.py",
     "tests/engine/checkpoints.py": "itself, for a process of its own",
-    "tests/image/docker.py": "ci/image/build.py, as docker",
     "tests/kernels/aot.py": "itself, for a process of its own",
     "tests/platform/bin/ld.lld": "Triton",
     "tests/platform/bin/rocminfo": "aiter",
@@ -60,8 +59,9 @@ def bare(tmp_path_factory):
     shutil.copytree(ROOT, folder / "house", ignore=shutil.ignore_patterns(*NO_CODE))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (folder / "elsewhere").mkdir()
-    # .ci/run installs a browser where there is none.
-    (folder / "venv/bin/chromedriver").touch(mode=0o755)
+    # .ci/run installs these two where they are not.
+    for name in ("chromedriver", "buildah"):
+        (folder / "venv/bin" / name).touch(mode=0o755)
     return folder
 
 

@@ -101,7 +101,7 @@ def test_every_command_ends_in_a_sentence(command, bare):
     said = done.stdout + done.stderr
     assert done.returncode in (entry.DONE, entry.WRONG, entry.REFUSED), said
     assert "Traceback" not in said
-    assert said.strip()
+    assert said.strip() or done.returncode == entry.DONE
     if re.search(r" has no (torch|triton|tilelang|jinja2)", said):
         assert "source ci/environment.sh" in said
 

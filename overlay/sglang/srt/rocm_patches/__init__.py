@@ -1,13 +1,13 @@
-"""Run-time side of the patch set: which slug is active in this process, and why another is not.
+"""Run-time side of the patch set: which slugs are active in this process, and why others are not.
 
-Every slug's module states its case once, at import::
+The module of each slug decides once, at import, whether the slug is active::
 
     SLUG = Slug("layernorm", unavailable=_why_not)
     ACTIVE = SLUG.active
 
-A hook in an upstream file reads ``ACTIVE`` (one attribute look-up when the slug is off) and calls
-into the module. This package imports nothing of sglang, so that importing it from any upstream file
-cannot form a cycle, and so that the kernels can be tested with torch and Triton alone.
+A hook in an upstream file reads ``ACTIVE`` and calls into the module. If the slug is off, the hook
+costs one attribute look-up. This package imports nothing from the rest of sglang. So any upstream
+file can import it without a cycle, and the kernels can be tested with torch and Triton alone.
 """
 
 import functools
@@ -28,7 +28,7 @@ ARCHS = ("gfx942", "gfx950")
 
 ALL_OFF = "SGLANG_ROCM_PATCHES"
 DECODE = "SGLANG_ROCM_PATCH_FP8_KV_WRITE_DECODE"  # fast, or exact: fp8_kv_write.py
-OPTIONS = (DECODE,)  # variables beside the switches that a slug reads itself
+OPTIONS = (DECODE,)  # further variables, each read by the module of one slug
 
 
 def switch_of(name: str) -> str:
@@ -36,7 +36,7 @@ def switch_of(name: str) -> str:
 
 
 def _warn_of_unknown_switches() -> None:
-    """A misspelt switch turns nothing off, and nothing else would say so."""
+    """Warn of a misspelt switch, which would turn nothing off without a message."""
     known = (ALL_OFF, *map(switch_of, SLUGS), *OPTIONS)
     for variable in sorted(os.environ):
         if variable.startswith("SGLANG_ROCM_PATCH") and variable not in known:
@@ -47,7 +47,7 @@ _warn_of_unknown_switches()
 
 
 def _off(variable: str) -> str | None:
-    """Why the switch is off, None where it is on."""
+    """Why the switch is off, or None if it is on."""
     value = os.environ.get(variable, "1")
     if value.strip().lower() in ("1", "true", "yes", "on"):
         return None
@@ -64,7 +64,7 @@ def _warn_once(text: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def arch() -> str:
-    """This GPU's architecture, such as ``gfx942``; empty where torch is no HIP build."""
+    """This GPU's architecture, such as ``gfx942``; empty if torch is not a HIP build."""
     if torch.version.hip is None or not torch.cuda.is_available():
         return ""
     return torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]
@@ -73,8 +73,8 @@ def arch() -> str:
 class Slug:
     """One optimisation in this process.
 
-    ``unavailable`` is asked last, only on a HIP platform of a known arch with the switch on. It
-    returns the reason why the slug cannot be right here, or None.
+    ``unavailable`` is called last, and only on a HIP platform of a known arch with the switch on.
+    It returns the reason why the slug does not work on this platform, or None.
     """
 
     def __init__(self, name: str, unavailable: Callable[[], str | None] = lambda: None) -> None:
@@ -96,7 +96,7 @@ class Slug:
         return f"inactive: {reason}" if reason else "active"
 
     def decline(self, reason: str) -> None:
-        """Say, once for each reason, that a call of an active slug takes the pristine path."""
+        """Log, once for each reason, that a call of an active slug takes the pristine path."""
         if reason not in self.declined:
             self.declined.append(reason)
             logger.warning("rocm patch %s: pristine path taken: %s", self.name, reason)
@@ -108,7 +108,7 @@ def module_of(name: str) -> str:
 
 @functools.cache
 def active(name: str) -> bool:
-    """Whether another slug is laid over this tree and active, for a slug that works beside it."""
+    """Whether the slug ``name`` is applied to this tree and active. For modules of other slugs."""
     if importlib.util.find_spec(module_of(name)) is None:
         return False
     return importlib.import_module(module_of(name)).SLUG.active
@@ -118,7 +118,7 @@ def report() -> dict:
     """Provenance of this tree and the state of each slug, as plain JSON types.
 
     ``{"release": R, "digest": D, "slugs": {slug: {"state": str, "declined": [reason]}}}``; R and D
-    are None where the overlay was put here by hand.
+    are None if the overlay was copied here by hand.
     """
     provenance = Path(__file__).with_name("provenance.json")
     laid = json.loads(provenance.read_text()) if provenance.exists() else {}

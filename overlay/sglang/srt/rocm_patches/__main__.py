@@ -1,4 +1,4 @@
-"""``python -m sglang.srt.rocm_patches``: what this tree carries and what is active here."""
+"""``python -m sglang.srt.rocm_patches``: which slugs this tree has, and which are active."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""aiter's operators: looked up once, never assumed. Images differ in what their aiter has."""
+"""Look up an operator of aiter. Images carry different aiters, so an operator may be missing."""
 
 import importlib
 import logging
@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 
 def aiter_op(module: str, name: str) -> Callable | None:
-    """``module.name``; None where SGLANG_USE_AITER is off, or where aiter has none, logged."""
+    """``module.name``; None if SGLANG_USE_AITER is off, or (logged) if aiter lacks the operator."""
     from sglang.srt.utils import get_bool_env_var
 
     if not get_bool_env_var("SGLANG_USE_AITER"):

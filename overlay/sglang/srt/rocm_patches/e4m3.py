@@ -1,8 +1,8 @@
-"""The two 8-bit formats of the KV cache, and the one correct way into them.
+"""The two FP8 formats of the KV cache, and how to convert to them.
 
 gfx942 stores e4m3fnuz (largest 240, no infinities, one NaN, 0x80), gfx950 stores OCP e4m3fn
 (largest 448). Triton's plain cast does not clamp on AMD before 3.9 (an overflow becomes NaN), and
-saturates on NVIDIA; so every kernel clamps by itself, then rounds to nearest even.
+saturates on NVIDIA. So every kernel clamps first, then rounds to nearest even.
 """
 
 import torch
@@ -20,5 +20,5 @@ def native_e4m3() -> torch.dtype:
 
 @triton.jit
 def saturate_e4m3(x, MAX: tl.constexpr):
-    """fp32 to the range of an e4m3 format; NaN stays NaN, as in torch's cast."""
+    """Clamp fp32 ``x`` to [-MAX, MAX]; NaN stays NaN, as in torch's cast."""
     return tl.clamp(x, -MAX, MAX, propagate_nan=tl.PropagateNan.ALL)

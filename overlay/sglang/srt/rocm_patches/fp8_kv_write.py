@@ -1,18 +1,18 @@
-"""An FP8 KV cache, written in one launch and read with the scales that it was written with.
+"""FP8 KV cache: write K and V in one launch, and read them with the scales of the write.
 
 Upstream: https://github.com/sgl-project/sglang/pull/23620 (decode, without scales) and
 https://github.com/sgl-project/sglang/pull/26852 (scales, prefill too).
 
-``MHATokenToKVPool.set_kv_buffer`` divides K and V in place, casts both, and stores: five launches,
-and the model's live k and v are changed. ``write`` is one launch and leaves them alone; it divides
-in fp32 by the fp32 scale and rounds once, where the pristine path rounds the scale and the quotient
-to bf16 first; without scales it stores the pristine bytes, except that it saturates where the
-pristine cast makes NaN.
+``MHATokenToKVPool.set_kv_buffer`` divides K and V in place, casts both, and stores both. That takes
+five launches and changes k and v, which the model still uses. ``write`` takes one launch and does
+not change k and v. It divides in fp32 by the fp32 scale and rounds once; the pristine path first
+rounds the scale and the quotient to bf16. Without scales, ``write`` stores the pristine bytes,
+except that it saturates an overflow that the pristine cast turns into NaN.
 
-What is stored is ``value / scale``, so every reader has to multiply by that scale. One server has
-one convention (``kv_cache.aiter_uses_scales``): aiter's backend writes and reads with the layers'
-scales if all other backends of the server do, and without any if one does not. Upstream's readers
-of the aiter backend do not even agree among themselves, hence the hooks beside the writes:
+The cache holds ``value / scale``, so every reader must multiply by that scale. One server has one
+convention (``kv_cache.aiter_uses_scales``): aiter's backend uses the layers' scales for writes and
+reads if all other backends of the server use them, and no scales if one other backend does not.
+Upstream's readers in the aiter backend do not agree with each other, so readers have hooks too:
 
 =======================================  ====================  ================================
 reader (prefill, decode, verify)         pristine descales by  here, by ``scales(layer)``
@@ -27,14 +27,14 @@ reader (prefill, decode, verify)         pristine descales by  here, by ``scales
 0.5.9, mha_batch_prefill_func, K and V   nothing               ``widened``, as it converts
 =======================================  ====================  ================================
 
-A scale is a tensor where a checkpoint holds it, and a float where --quantization-param-path gives
-it; all of these take both. ``settle_scales`` makes tensors of the floats when a model is loaded,
-since 0.5.10's triton backend takes tensors alone. docs/numerics.md lists every other writer and
-reader of these caches. MLA is not touched.
+A scale is a tensor if it comes from a checkpoint, and a float if --quantization-param-path sets it.
+All of these readers take both. ``settle_scales`` converts the floats to tensors when a model is
+loaded, because 0.5.10's triton backend takes only tensors. docs/numerics.md lists every other
+writer and reader of these caches. MLA is not changed.
 
-**Bytes.** Decode by ``paged_attention_ragged``, and prefill in 0.5.9, convert the whole pool, used
-or not, to bf16 in every layer before they attend to it. Of a layer's K and V, in a pool of P slots
-with u of them in use (w bytes a slot in FP8: 2 * KV heads * head size), a step moves
+**Bytes.** In the pristine path, decode by ``paged_attention_ragged``, and prefill in 0.5.9, convert
+the whole pool to bf16 in every layer, including unused slots. Let the pool have P slots, u of them
+in use, with w bytes per slot in FP8 (w = 2 * KV heads * head size). One layer of a step moves
 
 =========  =================================================  ===========================
 phase      pristine                                           here
@@ -47,15 +47,15 @@ MiniMax-M2.5 at TP 4 on MI300X: w = 512 and P = (0.85 * 192 GiB - 58 GB of weigh
 w) = 3.7 million. With 64 requests of 9000 tokens (u = 576 000) a decode step moves 6.2 GB a layer,
 390 GB in all, against 0.29 GB a layer, 18 GB in all; with 4 such requests 350 GB against 1.1 GB.
 
-**Decode** hands the cache to ``paged_attention_ragged`` as it is. The operator of the images'
-aiter, v0.1.10.post3 and v0.1.11.post1, reads e4m3 with K and V times one scale each; its sources,
-the same in both, are those that https://github.com/ROCm/aiter/pull/3609 tests on gfx942 with page
-size 1, and upstream calls it so from 0.5.12 on (https://github.com/sgl-project/sglang/pull/24129).
-It multiplies in FP8: q, and the softmax weights of each 256 keys, are rounded to e4m3 too, so a row
-of its output is up to 0.2 of itself away from attention in fp64 over the same cache, where the
-pristine one is 0.002 away. SGLANG_ROCM_PATCH_FP8_KV_WRITE_DECODE=exact keeps q and
-the weights in bf16 and converts the slots in use instead, as prefill does in 0.5.9. The operator
-casts q without a clamp, hence the one before it.
+**Decode** passes the FP8 cache to ``paged_attention_ragged`` without conversion. The images carry
+aiter v0.1.10.post3 and v0.1.11.post1. The operator has the same sources in both: it reads e4m3 and
+takes one scale for K and one for V. https://github.com/ROCm/aiter/pull/3609 tests these sources on
+gfx942 with page size 1, and upstream uses the operator this way from 0.5.12 on
+(https://github.com/sgl-project/sglang/pull/24129). The operator multiplies in FP8: it also rounds q
+and the softmax weights of each 256 keys to e4m3. So the relative error of an output row, against
+attention in fp64 over the same cache, is up to 0.2; the pristine path's is 0.002.
+SGLANG_ROCM_PATCH_FP8_KV_WRITE_DECODE=exact keeps q and the weights in bf16 and dequantizes only the
+slots in use, as prefill does in 0.5.9. The operator casts q without a clamp, so we clamp q first.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ if ACTIVE:
     from sglang.srt.rocm_patches.kv_cache import aiter_uses_scales, layer_cache
 
     _FP8_DTYPE = native_e4m3()
-    # aiter's other kernel for decode, if it is asked for, takes rows of bf16 alone.
+    # aiter's other decode kernel (another QKV_VERSION) takes only bf16 rows.
     _DECODES_IN_FP8 = os.environ.get("QKV_VERSION", "GOLDEN") == "GOLDEN" and not _exact_decode()
 
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
-# Head sizes of which paged_attention_ragged's loops over a 16-bit cache leave out no column.
+# Head sizes for which paged_attention_ragged covers all columns of a 16-bit cache.
 _HEADS_IN_16_BITS = (64, 128, 192, 256)
 
 Scale = torch.Tensor | float | None
@@ -113,11 +113,11 @@ def write(
     k_scale: Scale,
     v_scale: Scale,
 ) -> bool:
-    """Scale, saturate, cast and store k and v; False: nothing was done.
+    """Scale, saturate, cast and store k and v; False if nothing was done.
 
-    pool: an MHATokenToKVPool or SWAKVPool, for which slots ``[n]`` are those of the full pool.
+    pool: an MHATokenToKVPool, or an SWAKVPool, whose slots ``[n]`` are slots of the full pool.
     k ``[T, KV heads, head size]`` or ``[T, KV heads * head size]``, v likewise; both may be slices
-    of a fused qkv tensor. A pool that is not FP8 is none of this slug's business.
+    of a fused qkv tensor. A pool that is not FP8 gives False without a log line.
     """
     if pool.dtype not in E4M3_MAX:
         return False
@@ -150,30 +150,31 @@ def save(
     k: torch.Tensor,
     v: torch.Tensor,
 ) -> None:
-    """Store a layer's k and v, as ``write`` takes them, in an FP8 pool of any type, scaled."""
+    """Scale a layer's k and v (shaped as for ``write``) and store them in any type of FP8 pool."""
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
     pool, by = forward_batch.token_to_kv_pool, scales(layer)
-    # An SWAKVPool translates slots in two launches of its own; all other pools end in ``write``.
+    # SWAKVPool.set_kv_buffer translates slots in two launches of its own; so call ``write`` first.
+    # set_kv_buffer of every other pool ends in ``write``.
     if not (type(pool) is SWAKVPool and write(pool, layer.layer_id, slots, k, v, *by)):
         pool.set_kv_buffer(layer, slots, k, v, *by)
 
 
 def scales(layer: RadixAttention) -> tuple[Scale, Scale]:
-    """What aiter's backend stores and reads a layer's K and V with; None is 1."""
+    """The scales with which aiter's backend stores and reads a layer's K and V; None means 1."""
     if not aiter_uses_scales():
         return None, None
     return layer.k_scale, layer.v_scale
 
 
 def descales(backend: AiterAttnBackend, layer: RadixAttention) -> tuple[torch.Tensor, torch.Tensor]:
-    """``scales`` for a reader that takes tensors, with the backend's own ones for None."""
+    """``scales`` as tensors, for a reader that needs them; the backend's own 1 replaces None."""
     k_scale, v_scale = scales(layer)
     return _as_tensor(k_scale, backend.k_scale), _as_tensor(v_scale, backend.v_scale)
 
 
 def settle_scales(model: torch.nn.Module) -> None:
-    """Turn scales that --quantization-param-path left as floats into what a checkpoint leaves."""
+    """Convert float scales of --quantization-param-path to the tensors that a checkpoint gives."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
     device = next(model.parameters()).device
@@ -187,7 +188,7 @@ def settle_scales(model: torch.nn.Module) -> None:
 
 
 def fused_store_lacks_scales(layer: RadixAttention, forward_batch: ForwardBatch) -> bool:
-    """Whether Qwen3's fused norm, M-RoPE and store, which divides by 1, would store wrong bytes."""
+    """Whether Qwen3's fused norm, M-RoPE and store, which uses scale 1, would store wrong bytes."""
     if forward_batch.token_to_kv_pool.dtype not in E4M3_MAX:
         return False
     loaded = layer.k_scale_float, layer.v_scale_float
@@ -195,9 +196,9 @@ def fused_store_lacks_scales(layer: RadixAttention, forward_batch: ForwardBatch)
 
 
 def float_scales(layer: RadixAttention, k_descale: torch.Tensor | None) -> tuple[float, float]:
-    """k's and v's scale for a reader that takes no tensors; 1 in the pristine path.
+    """The scales of k and v for a reader that takes floats; 1 in the pristine path.
 
-    k_descale: what the backend has for readers that do, None where the cache is not FP8.
+    k_descale: the backend's scale for readers that take tensors; None if the cache is not FP8.
     """
     if not ACTIVE or k_descale is None:
         return 1.0, 1.0
@@ -208,12 +209,12 @@ def float_scales(layer: RadixAttention, k_descale: torch.Tensor | None) -> tuple
 def _as_float(scale: Scale, loaded: float | None) -> float:
     if scale is None:
         return 1.0
-    # --quantization-param-path puts a float where a checkpoint puts a tensor and its float.
+    # --quantization-param-path sets only a float; a checkpoint sets a tensor and a float.
     return loaded if isinstance(scale, torch.Tensor) else scale
 
 
 def saturated(q: torch.Tensor) -> torch.Tensor:
-    """q inside this GPU's e4m3, for whoever casts it without a clamp; q in the pristine path."""
+    """q clamped to this GPU's e4m3 range, for a cast without a clamp; q in the pristine path."""
     if not ACTIVE:
         return q
     largest = E4M3_MAX[_FP8_DTYPE]
@@ -221,13 +222,13 @@ def saturated(q: torch.Tensor) -> torch.Tensor:
 
 
 class Ragged(NamedTuple):
-    """What ``paged_attention_ragged`` is handed."""
+    """The operands of ``paged_attention_ragged``."""
 
     q: torch.Tensor  # [T, heads * head size]
     k_cache: torch.Tensor  # [slots, KV heads, head size]
     v_cache: torch.Tensor
     cache_format: str
-    k_scale: torch.Tensor  # fp32, one element; looked at for an FP8 cache alone
+    k_scale: torch.Tensor  # fp32, one element; used only for an FP8 cache
     v_scale: torch.Tensor
 
 
@@ -238,9 +239,9 @@ def ragged(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
 ) -> Ragged:
-    """Decode's operands for an FP8 cache: as it is, or converted where aiter cannot read it."""
+    """Decode's operands for an FP8 cache: the cache itself, or a dequantized copy if necessary."""
     head, one = layer.qk_head_dim, (backend.k_scale, backend.v_scale)
-    # The operator takes FP8 rows 64 elements at a time, of each 128.
+    # The operator reads FP8 rows in steps of 64 of every 128 elements.
     if _DECODES_IN_FP8 and (head == 64 or head % 128 == 0):
         return Ragged(saturated(q), k_cache, v_cache, "fp8", *descales(backend, layer))
     if head not in _HEADS_IN_16_BITS:
@@ -255,11 +256,11 @@ def ragged(
 def _as_tensor(scale: Scale, one: torch.Tensor) -> torch.Tensor:
     if scale is None:
         return one
-    # aiter reads fp32 at its address, whatever its type says.
+    # aiter reads fp32 from the scale's address and ignores its dtype.
     return scale.float() if isinstance(scale, torch.Tensor) else _constant(scale, one.device)
 
 
-@functools.cache  # once, before a graph is captured
+@functools.cache  # created once, before graph capture
 def _constant(scale: float, device: torch.device) -> torch.Tensor:
     return torch.tensor([scale], dtype=torch.float32, device=device)
 
@@ -272,8 +273,8 @@ def widened(
     kv_indices: torch.Tensor,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both caches in ``dtype`` and times the layer's scales, where the batch reads them.
+    """Both caches, dequantized to ``dtype`` with the layer's scales, for the slots of the batch.
 
-    kv_indptr: int32 ``[B + 1]``; kv_indices: int32, of which the first ``kv_indptr[B]`` count.
+    kv_indptr: int32 ``[B + 1]``; kv_indices: int32; only its first ``kv_indptr[B]`` are used.
     """
     return widen(k_cache, v_cache, kv_indices, kv_indptr[-1:], *scales(layer), dtype)

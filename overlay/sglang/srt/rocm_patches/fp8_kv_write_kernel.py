@@ -15,7 +15,7 @@ from sglang.srt.rocm_patches.launch_parameters import choose, warps
 
 
 def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and compile-time parameters for n rows of so many elements."""
+    """Grid and compile-time parameters for n rows of k_width and v_width elements."""
     choice = choose("fp8-kv-write", n)
     block_w = triton.next_power_of_2(max(k_width, v_width))
     block_t = max(choice.size // block_w, 1)
@@ -53,7 +53,7 @@ def _write_kv_kernel(
 ):
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]).to(tl.int64)
     column = tl.arange(0, BLOCK_W)[None, :]
-    # All loads before the first store: nothing waits for the slot but the address.
+    # Do all loads before the first store. Only the store's address depends on the slot.
     slot = load_slots(slots, slots_stride, full_to_swa, t, n)
     k_tile = tl.load(k + t * k_stride + column, mask=(t < n) & (column < K_WIDTH), other=0.0)
     v_tile = tl.load(v + t * v_stride + column, mask=(t < n) & (column < V_WIDTH), other=0.0)
@@ -79,7 +79,7 @@ def write_kv(
 
     k ``[T, KV heads, head size]`` or ``[T, KV heads * head size]``, v likewise with its own sizes:
     bf16, fp16 or fp32, any strides (heads that are not contiguous are copied first). cache: e4m3.
-    slots: integer ``[n]``. Scales: one fp32. KeyError where the cache is not e4m3.
+    slots: integer ``[n]``. Scales: one fp32. Raises KeyError if the cache is not e4m3.
     """
     n = min(k.shape[0], slots.shape[0])
     if n == 0:

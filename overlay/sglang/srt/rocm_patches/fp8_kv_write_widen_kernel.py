@@ -1,4 +1,4 @@
-"""Convert the cached rows that a batch reads, and no others, in one launch."""
+"""Dequantize only the cached rows that a batch reads, in one launch."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from sglang.srt.rocm_patches.launch_parameters import (
 
 
 def launch(n: int, k_width: int, v_width: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and compile-time parameters for up to n rows of so many elements."""
+    """Grid and compile-time parameters for up to n rows of k_width and v_width elements."""
     choice = choose("fp8-kv-write widen", n)
     width = max(k_width, v_width)
     block_w = min(triton.next_power_of_2(width), choice.size // 4)
@@ -36,7 +36,7 @@ def _scaled(x, scale):
     return y
 
 
-# `end` is an element of a longer tensor, aligned or not as the batch is long.
+# `end` points into a longer tensor; its alignment depends on the batch size.
 @triton.jit(do_not_specialize_on_alignment=["end"])
 def _widen_kernel(
     k_cache,
@@ -79,12 +79,12 @@ def widen(
     v_scale: torch.Tensor | float | None,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows ``slots[:end]`` of both caches, times their scales, at the same slots in ``dtype``.
+    """Dequantize the rows ``slots[:end]`` of both caches to ``dtype``, at the same slots.
 
     k_cache ``[slots, KV heads, head size]``, e4m3, rows contiguous; v_cache likewise with its own
-    sizes. slots: integer ``[n]``, contiguous, a slot more than once if need be. end: integer
-    ``[1]``, at most n, on the GPU. Scales: one fp32; None and 1 convert exactly. Returns tensors of
-    the caches' shapes whose other rows are not initialised.
+    sizes. slots: integer ``[n]``, contiguous, may repeat a slot. end: integer ``[1]``, at most n,
+    on the GPU. Scales: one fp32, multiplied; None and 1 convert exactly. Returns tensors of the
+    caches' shapes; their other rows are not initialized.
     """
     k_out, v_out = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (k_cache, v_cache))
     if slots.numel() == 0:

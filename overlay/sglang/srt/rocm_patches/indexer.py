@@ -1,19 +1,19 @@
-"""The sparse-attention indexer: head gates from a bf16 projection, K quantised and stored at once.
+"""The sparse-attention indexer: project head gates in bf16; quantize and store K in one launch.
 
-Upstream: https://github.com/sgl-project/sglang/pull/22850. Two things are decided otherwise here.
+Upstream: https://github.com/sgl-project/sglang/pull/22850. This module differs in two points.
 
 **Scale constant.** The pristine path scales a key's amax to 224 on e4m3fnuz (gfx942) and to 448 on
-e4m3fn (gfx950); aiter's ``indexer_k_quant_and_cache``, which upstream calls on both, scales to 240
-and 448. A reader multiplies by the stored scale, so it can read either. But pages are shared with
-processes on the pristine path (disaggregation, host cache), and the paths should differ in speed
-alone. So what is written here has the pristine bits: on gfx942 from our own kernel; on gfx950 from
-aiter's, which agrees for every bf16 amax (it divides, takes log2, rounds up and exponentiates; that
-is exact if the device's log2 is exact at powers of two), and from ours where aiter has none.
+e4m3fn (gfx950). Upstream calls aiter's ``indexer_k_quant_and_cache`` on both, which scales to 240
+and 448. A reader multiplies by the stored scale, so it can read both. But other processes on the
+pristine path share the pages (disaggregation, host cache), and the two paths should differ in speed
+only. So this module writes the pristine bits. gfx942 uses our own kernel. gfx950 uses aiter's
+kernel, which agrees for every bf16 amax: it divides, takes log2, rounds up, exponentiates; that is
+exact if the device's log2 is exact at powers of two. gfx950 uses ours if aiter lacks the kernel.
 
-**Head gates.** What the bf16 projection makes, in fp32 and not rounded where our kernel makes it,
-goes through the pristine products in the pristine order, in fp32; upstream multiplies by
-n_heads**-0.5 in bf16. Our kernel splits its sum by the number of tokens, so deterministic inference
-has the pristine projection.
+**Head gates.** The projection runs in bf16 with fp32 accumulation. Our kernel does not round its
+result. The scales are then multiplied in fp32, in the pristine order; upstream multiplies by
+n_heads**-0.5 in bf16. Our kernel chooses its number of partial sums by the number of tokens, so
+deterministic inference uses the pristine projection.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if ACTIVE:
 
 
 def head_gate(indexer: Indexer, x: torch.Tensor, q_scale: torch.Tensor) -> torch.Tensor:
-    """``Indexer._get_logits_head_gate``, in two launches at most.
+    """``Indexer._get_logits_head_gate`` in at most two launches.
 
     x ``[T, hidden size]``, bf16; q_scale ``[T, n_heads, 1]``, fp32.
     Returns ``[T, n_heads, 1]``, fp32.
@@ -65,7 +65,7 @@ def head_gate(indexer: Indexer, x: torch.Tensor, q_scale: torch.Tensor) -> torch
 def store_index_k(
     indexer: Indexer, forward_batch: ForwardBatch, layer_id: int, key: torch.Tensor
 ) -> bool:
-    """Quantise key ``[T, 128]`` and store it at ``out_cache_loc``; False: nothing was done."""
+    """Quantize key ``[T, 128]`` and store it at ``out_cache_loc``; False if nothing was done."""
     if (
         key.dtype != torch.bfloat16
         or key.shape[1:] != (HEAD_DIM,)
@@ -80,7 +80,7 @@ def store_index_k(
     pool = forward_batch.token_to_kv_pool
     cache = pool.get_index_k_with_scale_buffer(layer_id=layer_id)
     slots = forward_batch.out_cache_loc
-    # aiter reads raw pointers: contiguous rows, int64 slots, and as many slots as keys.
+    # aiter reads raw pointers: it needs contiguous rows, int64 slots, and one slot per key.
     num_tokens = min(key.shape[0], slots.shape[0])
     if (
         _aiter_store is not None

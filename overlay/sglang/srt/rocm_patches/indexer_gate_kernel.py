@@ -1,9 +1,9 @@
 """The indexer's head gates from the model's hidden states, projection and scaling, in two launches.
 
-weights_proj has few outputs (32 or 64 heads) and a long sum (6144 or 7168), and a decode step few
-tokens: a matrix product that gives each tile of outputs to one program leaves most of the GPU idle.
-So the sum is split, each part to a program of its own; a second launch adds the parts in their
-order, whatever the timing was, and scales. With many tokens there is one part, and one launch.
+weights_proj is a GEMM with a small N (32 or 64 heads) and a large K (6144 or 7168). A decode step
+has few tokens, so one program per output tile would leave most of the GPU idle. So we split K: each
+part runs in its own program. A second launch adds the parts in a fixed order and applies the
+scales. A batch of many tokens uses one part and one launch.
 """
 
 import torch
@@ -17,7 +17,8 @@ def _scaled(gate, q_scale, head_scale, softmax_scale):
     return gate * head_scale * q_scale * softmax_scale
 
 
-# A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
+# Do not specialize on num_tokens: Triton would compile three variants (1, a multiple of 16, any
+# other) of identical code.
 @triton.jit(do_not_specialize=["num_tokens"])
 def _project_kernel(
     x_ptr,
@@ -35,7 +36,7 @@ def _project_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Program (b, p): part p of the sums of tokens b; scaled, where one part is all."""
+    """Program (b, p) computes part p of token block b; if PARTS == 1 it also scales the sums."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = (token < num_tokens)[:, None]
     head = tl.arange(0, HEADS)
@@ -79,8 +80,8 @@ def _add_parts_kernel(
 def launch_parameters(num_tokens: int, hidden: int) -> dict[str, int]:
     """Compile-time parameters of the projection.
 
-    As many parts as give every unit of the GPU a program, at most 32 or, where a part's tokens are
-    many, 16: a sum of more parts costs more than it saves.
+    Use enough parts to give every compute unit a program. At most 32 parts for blocks of up to 16
+    tokens, at most 16 for larger blocks: adding up more parts costs more than it saves.
     """
     choice = choose("indexer gate", num_tokens)
     programs = triton.cdiv(num_tokens, choice.size)
@@ -121,10 +122,10 @@ def project_head_gates(
 
     x ``[T, hidden]`` and weight ``[H, hidden]``, bf16, as ``why_not`` takes them; q_scale
     ``[T, H, 1]``, fp32.
-    Returns ``[T, H, 1]``, fp32. The sum is not rounded to bf16 on the way, the products are in the
-    order of ``Indexer._get_logits_head_gate``.
+    Returns ``[T, H, 1]``, fp32. The projection is not rounded to bf16. The products have the order
+    of ``Indexer._get_logits_head_gate``.
 
-    Raises ValueError where q_scale is another.
+    Raises ValueError if q_scale has another dtype or shape.
     """
     num_tokens, heads = x.shape[0], weight.shape[0]
     if q_scale.dtype != torch.float32 or q_scale.shape != (num_tokens, heads, 1):

@@ -1,17 +1,17 @@
-"""The indexer's K cache write, and the scaling of its head gates, in one launch each.
+"""Kernels of the indexer: quantize and store K, and scale the head gates, in one launch each.
 
-**K cache.** A page of ``N`` slots is ``N * 128`` bytes of e4m3 values, then ``N`` fp32 scales; with
-one slot a page it is a row of 132 bytes. Element ``d`` of the page's slot ``o`` lies at byte
-``o * 128 + d`` in the row-major layout, and at ``o // 16 * 2048 + d // 16 * 256 + o % 16 * 16 +
-d % 16`` in the preshuffled one (tiles of 16 slots by 16 elements: ``N`` is a multiple of 16). The
-slot's scale is the page's ``32 * N + o``-th fp32 in both.
+**K cache.** A page of ``N`` slots holds ``N * 128`` bytes of e4m3 values, then ``N`` fp32 scales. A
+page of one slot is a row of 132 bytes. In the row-major layout, element ``d`` of slot ``o`` of the
+page is at byte ``o * 128 + d``. In the preshuffled layout (tiles of 16 slots by 16 elements; ``N``
+is a multiple of 16) it is at byte ``o // 16 * 2048 + d // 16 * 256 + o % 16 * 16 + d % 16``. In
+both layouts the scale of slot ``o`` is the fp32 value number ``32 * N + o`` of the page.
 
-**Quantisation** is that of sglang's ``act_quant(k, 128, "ue8m0")``, to the bit for finite k::
+**Quantization** has the bits of sglang's ``act_quant(k, 128, "ue8m0")`` for finite k::
 
     scale = 2 ** ceil(log2(max(amax, 1e-4) * fp32(1 / QUANT_MAX)))
     value = e4m3(clamp(k / scale, -QUANT_MAX, QUANT_MAX))
 
-A NaN stays a NaN of its own element and is not counted in amax.
+A NaN element is stored as NaN. amax ignores NaN elements.
 """
 
 import torch
@@ -22,8 +22,9 @@ from sglang.srt.rocm_patches.launch_parameters import choose, warps
 HEAD_DIM = 128
 PAGE_BYTES_PER_SLOT = HEAD_DIM + 4
 
-# What act_quant scales amax to. On e4m3fnuz it is 224, not the format's largest 240, which aiter's
-# indexer_k_quant_and_cache takes: rows with amax in (224, 240] * 2^n would get half the scale.
+# act_quant scales amax to this value. For e4m3fnuz it is 224, not the format's maximum of 240.
+# aiter's indexer_k_quant_and_cache uses 240, so its scale is half of act_quant's for rows with amax
+# in (224, 240] * 2^n.
 QUANT_MAX = {torch.float8_e4m3fnuz: 224.0, torch.float8_e4m3fn: 448.0}
 AMAX_FLOOR = tl.constexpr(1e-4)
 
@@ -35,9 +36,7 @@ def _power_of_two_at_least(x):
     x is a positive normal fp32 below 2^126, or infinity, whose inverse is 0.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
-    inverse = tl.maximum(
-        0x7F000000 - bits, 0
-    )  # exponents e and -e have biased ones that add to 254
+    inverse = tl.maximum(0x7F000000 - bits, 0)  # the biased exponents of 2^e and 2^-e add up to 254
     return bits.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
 
 
@@ -47,7 +46,8 @@ def _store_half(rows, d, value, written, PRESHUFFLED: tl.constexpr):
     tl.store(rows + column, value.to(rows.dtype.element_ty), mask=written)
 
 
-# A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
+# Do not specialize on num_tokens: Triton would compile three variants (1, a multiple of 16, any
+# other) of identical code.
 @triton.jit(do_not_specialize=["num_tokens"])
 def _store_index_k_kernel(
     k_ptr,
@@ -68,10 +68,11 @@ def _store_index_k_kernel(
 ):
     token = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     inside = token < num_tokens
-    # A row in halves: two loads under way, and half as many lanes to find its maximum in.
+    # Load a row in halves: two loads are in flight, and the maximum is reduced over half the lanes.
     HALF: tl.constexpr = HEAD_DIM // 2
     d = tl.arange(0, HALF)[None, :]
-    if VECTOR < 8:  # else nothing needs to be told, and Triton 3.5 would forget what it knew
+    # From 8 on no hint is needed, and the hint would make Triton 3.5 lose the contiguity it found.
+    if VECTOR < 8:
         d = tl.max_contiguous(d, (1, VECTOR))
     half = k_ptr + token[:, None] * k_token_stride + d * k_element_stride
     k1 = tl.load(half, mask=inside[:, None], other=0.0).to(tl.float32)
@@ -79,10 +80,10 @@ def _store_index_k_kernel(
     k2 = tl.load(half, mask=inside[:, None], other=0.0).to(tl.float32)
     slot = tl.load(slot_ptr + token * slot_stride, mask=inside, other=-1).to(tl.int64)
 
-    amax = tl.max(tl.maximum(tl.abs(k1), tl.abs(k2)), axis=1)  # NaN is left out
+    amax = tl.max(tl.maximum(tl.abs(k1), tl.abs(k2)), axis=1)  # ignores NaN
     scale, inverse = _power_of_two_at_least(tl.maximum(amax, AMAX_FLOOR) * (1.0 / QUANT_MAX))
-    # A product with the inverse of a power of two is the quotient, exactly; and it needs no clamp:
-    # no element is above amax, and what rounding takes from the scale, rounding to e4m3 takes back.
+    # scale is a power of two, so k * (1 / scale) equals k / scale exactly. No clamp: |k| / scale <=
+    # QUANT_MAX up to one fp32 rounding, and that excess rounds to QUANT_MAX in e4m3.
     inverse = inverse[:, None]
 
     written = slot >= 0
@@ -92,7 +93,8 @@ def _store_index_k_kernel(
     rows = value_ptr + (page + first)[:, None]
     _store_half(rows, d, k1 * inverse, written[:, None], PRESHUFFLED)
     _store_half(rows, d + HALF, k2 * inverse, written[:, None], PRESHUFFLED)
-    # By a lane that knows it: from one tile of lanes to another it would go by shared memory.
+    # Lane 0 of the row stores its scale: in any other layout the compiler would move the scale
+    # through LDS.
     lane = tl.arange(0, HALF // VECTOR)[None, :]
     scales = scale_ptr + page // 4 + PAGE_SIZE * HEAD_DIM // 4 + o
     tl.store(scales[:, None] + lane, scale[:, None], mask=written[:, None] & (lane == 0))
@@ -101,7 +103,7 @@ def _store_index_k_kernel(
 def store_launch_parameters(num_tokens: int) -> dict[str, int]:
     """Compile-time parameters for a write of ``num_tokens`` tokens."""
     _, block_t, threads = choose("indexer store", num_tokens)
-    vector = block_t * HEAD_DIM // 2 // threads  # elements of a half that a thread has
+    vector = block_t * HEAD_DIM // 2 // threads  # elements of a half row per thread
     return {"BLOCK_T": block_t, "VECTOR": vector, "num_warps": warps(threads)}
 
 
@@ -113,14 +115,14 @@ def store_index_k(
     fp8_dtype: torch.dtype,
     preshuffled: bool = False,
 ) -> None:
-    """Quantise the indexer's keys and write them, with their scales, to their slots.
+    """Quantize the indexer's keys and write them, with their scales, to their slots.
 
     k ``[T, 128]``, float, any strides; cache ``[pages, page_size * 132]``, uint8, contiguous;
-    slots ``[S]``, int32 or int64, any stride. The first ``min(T, S)`` tokens are written; a slot
-    below 0 is none. The layout and the arithmetic are the module's.
+    slots ``[S]``, int32 or int64, any stride. The first ``min(T, S)`` tokens are written, except
+    those with a negative slot. The module's docstring defines the layout and the arithmetic.
 
-    Raises ValueError where a shape or dtype is another, or page_size does not fit the cache or the
-    layout.
+    Raises ValueError if a shape or dtype is not as above, or if page_size does not fit the cache or
+    the layout.
     """
     if k.dim() != 2 or k.shape[1] != HEAD_DIM:
         raise ValueError(f"store_index_k: k must be [T, {HEAD_DIM}], not {list(k.shape)}")
@@ -157,7 +159,7 @@ def store_index_k(
     )
 
 
-GATE_BLOCK = 512  # one warp: 8 gates a lane, 16 bytes of bf16
+GATE_BLOCK = 512  # one warp; 8 gates per lane, which are 16 bytes of bf16
 
 
 @triton.jit
@@ -176,11 +178,11 @@ def scale_head_gates(
 ) -> torch.Tensor:
     """``((gates * head_scale) * q_scale) * softmax_scale``, fp32, rounded after each product.
 
-    gates ``[T, H]``, float: what weights_proj returns; q_scale ``[T, H, 1]``, fp32, of act_quant.
-    Returns ``[T, H, 1]``, fp32. The order is that of ``Indexer._get_logits_head_gate``, so that the
-    result has its bits.
+    gates ``[T, H]``, float: the output of weights_proj. q_scale ``[T, H, 1]``, fp32: the scales of
+    act_quant. Returns ``[T, H, 1]``, fp32. The products have the order of
+    ``Indexer._get_logits_head_gate``, so the result has the same bits.
 
-    Raises ValueError where q_scale is not fp32 or does not have gates' elements.
+    Raises ValueError if q_scale is not fp32 or its shape does not match gates.
     """
     if q_scale.dtype != torch.float32 or q_scale.shape != (*gates.shape, 1):
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Where a token's K and V lie in an attention pool, and in what form.
+"""Where an attention pool holds a token's K and V, and in which format.
 
-One definition of the cached bytes for every kernel that writes them: a 16-bit cache holds the value
-itself; an e4m3 cache holds ``value / scale``, the IEEE quotient in fp32, saturated, then rounded
-once to nearest even. A reader multiplies by the same scale.
+This module defines the cached bytes for every kernel that writes them. A 16-bit cache holds the
+value itself. An e4m3 cache holds ``value / scale``: the IEEE quotient in fp32, saturated, then
+rounded once to nearest even. A reader multiplies by the same scale.
 
-A slot is a row of the pool's buffers, whatever its page size: pages are contiguous, so
-``page * page_size + offset`` is the row. Negative slots are not written.
+A slot is a row of the pool's buffers for every page size: pages are contiguous, so the row is
+``page * page_size + offset``. Negative slots are not written.
 
-Whether the scales of a layer are used at all is one decision for a whole server, since all of its
-attention backends read the same bytes: ``aiter_uses_scales``.
+All attention backends of a server read the same bytes. So ``aiter_uses_scales`` decides once for
+the whole server whether the scales of the layers are used.
 """
 
 import functools
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LayerCache(NamedTuple):
-    """One layer's share of a pool."""
+    """The buffers of one layer in a pool."""
 
     k: torch.Tensor  # [slots, KV heads, head size]
     v: torch.Tensor  # [slots, KV heads, V head size]
@@ -33,10 +33,10 @@ class LayerCache(NamedTuple):
 
 
 def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
-    """The buffers of a layer in an MHATokenToKVPool or an SWAKVPool made of two; None in others.
+    """One layer's buffers in an MHATokenToKVPool, or an SWAKVPool of two; None for other pools.
 
-    Only an SWAKVPool has a slot mapping (https://github.com/sgl-project/sglang/pull/31688), and its
-    layer says by itself whether it needs one.
+    Only an SWAKVPool has a slot mapping (https://github.com/sgl-project/sglang/pull/31688). The
+    pool's ``layers_mapping`` says whether a layer needs it.
     """
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
@@ -45,13 +45,14 @@ def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
     if type(pool) is SWAKVPool:
         layer_id, is_swa = pool.layers_mapping[layer_id]
         if is_swa and pool.full_to_swa_index_mapping is not None:
-            # The pool holds a weakref.proxy; a view of it is a tensor, as the launcher wants.
+            # The pool holds a weakref.proxy; Triton needs a tensor, which view() returns.
             full_to_swa = pool.full_to_swa_index_mapping.view(-1)
         pool = pool.swa_kv_pool if is_swa else pool.full_kv_pool
     if type(pool) is not MHATokenToKVPool:
         return None
     row = layer_id - pool.start_layer
-    # Not get_kv_buffer: it waits until the layer's old tokens are there, and these are new ones.
+    # Do not call get_kv_buffer(): it blocks until HiCache has loaded the layer's *old* tokens.
+    # We only write new ones.
     return LayerCache(
         pool.k_buffer[row].view(pool.dtype), pool.v_buffer[row].view(pool.dtype), full_to_swa
     )
@@ -59,7 +60,7 @@ def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
 
 @functools.cache
 def triton_uses_scales() -> bool:
-    """Whether this release's triton backend stores and reads with scales; 0.5.9's does neither."""
+    """Whether this release's triton backend stores and reads with scales; 0.5.9's does not."""
     from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention_fwd
 
     return "k_scale" in inspect.signature(decode_attention_fwd).parameters
@@ -68,9 +69,10 @@ def triton_uses_scales() -> bool:
 def aiter_uses_scales() -> bool:
     """Whether aiter's backend stores and reads with the layers' scales, under fp8-kv-write.
 
-    The other backends of a server are upstream's and stay as they are, so aiter's follows them:
-    triton's uses scales from 0.5.10 on, and no other backend of HIP uses any. Of bytes that come
-    from another server, or go to one, we assume that its backend is aiter's or triton's.
+    We do not change the other backends of a server, so aiter's backend follows them: triton's
+    backend uses scales from 0.5.10 on, and no other HIP backend uses scales. If the server
+    exchanges cached bytes with another server, we assume that the other server's backend is
+    aiter's or triton's.
     """
     from sglang.srt.server_args import get_global_server_args
 
@@ -94,7 +96,7 @@ def kernel_scale(scale: torch.Tensor | float | None) -> torch.Tensor | float | N
 
 @triton.jit
 def load_slots(slots, stride, full_to_swa, t, n):
-    """int64 slots of the tokens ``t``: -1 for those at or past ``n``."""
+    """The int64 slots of the tokens ``t``; -1 for tokens at or past ``n``."""
     slot = tl.load(slots + t * stride, mask=t < n, other=-1).to(tl.int64)
     if full_to_swa is not None:
         slot = tl.load(full_to_swa + slot, mask=slot >= 0, other=-1).to(tl.int64)
@@ -103,26 +105,22 @@ def load_slots(slots, stride, full_to_swa, t, n):
 
 @triton.jit
 def load_scale(scale):
-    """A scale that is given: the number, or the one that a pointer points to.
+    """The value of ``scale``, which is a number or a pointer to one, and not None.
 
-    A kernel loads its scales before its first store: the compiler moves no load across one.
+    A kernel loads its scales before its first store: the compiler moves no load across a store.
     """
     return tl.load(scale) if scale.dtype.is_ptr() else scale
 
 
 @triton.jit
 def _quotient(x, scale):
-    """x / scale, which e4m3 rounds as it does the IEEE quotient; x: numbers of a 16-bit type.
+    """x / scale for 16-bit x, exact enough that rounding to e4m3 gives the IEEE quotient's bits.
 
-    An exact fp32 division takes a dozen instructions an element, and a product with the inverse is
-    wrong by more than its rounding, enough to cross a tie of e4m3. With the inverse in two parts,
-    ``high`` a little below it and ``low`` the rest, what is rounded is the quotient to 2^-39 of
-    itself. Beside a tie, where fp32 rounds either to it or to its neighbour, no quotient of an x of
-    at most 11 bits is nearer than 2^-38: but a power of two over the number before one, which is
-    2^-48 above such a place at the least tie. So ``low`` is rounded up. It has the sign of
-    ``high``, and zeros keep theirs.
+    An exact fp32 division takes a dozen instructions per element. A product with the fp32 inverse
+    can land on the wrong side of an e4m3 tie. So split the inverse into ``high``, slightly too
+    small, and ``low``, the remainder biased upwards. docs/numerics.md has the proof.
     """
-    inverse = 1.0 / scale  # 3 ulp are near enough
+    inverse = 1.0 / scale  # an error of 3 ulp is small enough
     high = inverse * (1.0 - 2.0**-21)
     low = tl.fma(-high, scale, 1.0) * inverse * (1.0 + 2.0**-20)
     return tl.fma(x, high, x * low)
@@ -130,9 +128,9 @@ def _quotient(x, scale):
 
 @triton.jit
 def cached(x, scale, MAX: tl.constexpr):
-    """The fp32 number that is stored for ``x``; MAX is e4m3's largest, 0 for a 16-bit cache.
+    """The fp32 value to store for ``x``. MAX: the largest value of e4m3, or 0 for a 16-bit cache.
 
-    scale: a number, from 2^-100 to 2^100, or None.
+    scale: a number from 2^-100 to 2^100, or None.
     """
     y = x.to(tl.float32)
     if MAX > 0:

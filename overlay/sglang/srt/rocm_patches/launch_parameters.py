@@ -1,17 +1,17 @@
-"""Launch parameters of every Triton kernel, for each architecture, and why: the one table.
+"""Launch parameters of every Triton kernel for each architecture, with the reasons.
 
-Nothing is tuned at run time. The NVIDIA column is measured on an H200, where tests and benchmarks
-run (bench/README.md, "Versions tried"). Nobody has measured the AMD columns: they take over what
-the measurement showed to matter, as threads and as elements a thread, with these differences.
+Nothing is tuned at run time. The NVIDIA table was measured on an H200, which runs the tests and the
+benchmarks (bench/README.md, "Versions tried"). Nobody has measured the AMD table. It keeps the
+numbers of threads and of elements per thread from the NVIDIA table, with these differences.
 
-- A wave has 64 lanes, not 32, so the same threads are half as many waves.
-- Where there is enough work, a lane has 16 elements, not 8: 16 bytes of e4m3 in one store.
-- The limit from which a program takes more than it must is higher: 304 compute units (gfx942) or
-  256 (gfx950), each of four SIMDs, want more programs than 132 multiprocessors do.
+- A wave has 64 lanes, not 32, so the same number of threads makes half as many waves.
+- If there is enough work, a lane takes 16 elements, not 8: 16 bytes of e4m3 in one store.
+- Switch to several rows per program later than on NVIDIA: 304 compute units (gfx942) or 256
+  (gfx950) with four SIMDs each need more programs to be full than 132 multiprocessors.
 
-Both AMD chips have one column: they differ in LDS, which none of these kernels is short of, and in
-the number of units by less than any limit here. TileLang's programs, which are short of LDS, have a
-table for each chip in nsa_fp8_kv_sparse_mla.py.
+Both AMD chips share one table. They differ in LDS, but none of these kernels is limited by LDS.
+They differ in compute units, but by less than any limit here. TileLang's programs are limited by
+LDS, so nsa_fp8_kv_sparse_mla.py has a table per chip.
 """
 
 import math
@@ -23,9 +23,10 @@ ANY = math.inf
 
 
 class Choice(NamedTuple):
-    """For up to so many pieces of work: what one program takes, and by how many threads.
+    """The launch parameters for a work count of at most ``up_to``.
 
-    Threads of 0: so many as the kernel has elements for.
+    size: work per program; the table names the unit. threads: per program; 0 means that the kernel
+    derives them from the number of elements.
     """
 
     up_to: float
@@ -34,7 +35,7 @@ class Choice(NamedTuple):
 
 
 class ProductChoice(NamedTuple):
-    """The same for a matrix product that adds up ``depth`` at a time, ``stages`` under way."""
+    """The same for a GEMM: BLOCK_K is ``depth``, num_stages is ``stages``."""
 
     up_to: float
     size: int
@@ -43,33 +44,34 @@ class ProductChoice(NamedTuple):
     stages: int
 
 
-# Kernel: what is counted, what a size is; then the choices, first that fits.
+# Kernel: unit of the work count; unit of size. `choose` takes the first row with count <= up_to.
 _NVIDIA = {
-    # Tokens; elements of K, of V likewise. A decode step is short of programs and bound by
-    # latency: a token each. Then 8 elements a thread: one load of 16 bytes each of K and V.
+    # Tokens; elements of K (and as many of V). A decode step has few programs and is bound by
+    # latency: one token per program. Beyond: 8 elements per thread, one 16-byte load of K and of V.
     "fp8-kv-write": (Choice(64, 1, 128), Choice(ANY, 1024, 128)),
-    # Tokens times KV heads; elements of q. A decode step: a token's KV group each, 4 elements a
-    # thread. Then 32 a thread: what a group shares, its K, its angles, is read for more of them.
+    # Tokens times KV heads; elements of q. A decode step: one KV group of one token per program, 4
+    # elements per thread. Beyond: 32 per thread, so that more elements share K and the angles.
     "rope-kv-store": (Choice(512, 1, 0), Choice(ANY, 4096, 128)),
-    # Tokens; rows of 512 + 64. Two rows are as many loads under way, on twice the programs.
+    # Tokens; rows of 512 + 64. Two rows keep as many loads in flight, in twice the programs.
     "nsa-fp8-kv write": (Choice(1024, 2, 128), Choice(ANY, 4, 128)),
-    # Query heads; heads of 512 + 64, of one token.
+    # Query heads of one token; heads of 512 + 64.
     "nsa-fp8-kv rope": (Choice(ANY, 4, 64),),
     "nsa-fp8-kv cast": (Choice(ANY, 4096, 128),),  # elements
-    # Tokens; keys of 128. A row of 132 bytes takes stores of 4 bytes: 4 elements of each half a
-    # thread, or the compiler sends the values to other threads through shared memory.
+    # Tokens; keys of 128. A row of 132 bytes needs 4-byte stores: 4 elements of each half row per
+    # thread. With more, the compiler moves values between threads through shared memory.
     "indexer store": (Choice(512, 4, 64), Choice(ANY, 16, 256)),
-    # Tokens; tokens. 16 are the least rows of a matrix instruction.
+    # Tokens; tokens. A matrix instruction has at least 16 rows.
     "indexer gate": (
         ProductChoice(64, 16, 128, 64, 4),
         ProductChoice(2048, 64, 128, 64, 4),
         ProductChoice(ANY, 64, 128, 128, 4),
     ),
     "indexer gate add": (Choice(ANY, 64, 32),),  # gates
-    # Rows; elements. 8 a thread, one load of 16 bytes, always: a row's sum is laid out by what a
-    # thread has, and must not change with the batch. A decode step: one warp; then 256 threads.
+    # Rows; elements. Always 8 per thread, one 16-byte load: the order of a row's sum depends on the
+    # elements per thread and must not change with the batch. A decode step: one warp. Beyond: 256
+    # threads.
     "layernorm": (Choice(64, 256, 0), Choice(ANY, 2048, 0)),
-    # Rows; elements of K, of V likewise. A load of 16 bytes of e4m3 is two stores of 16 of bf16.
+    # Rows; elements of K (and as many of V). One 16-byte load of e4m3 makes two 16-byte stores.
     "fp8-kv-write widen": (Choice(ANY, 4096, 128),),
 }
 _AMD = {
@@ -78,25 +80,25 @@ _AMD = {
     "nsa-fp8-kv write": (Choice(1024, 2, 128), Choice(ANY, 4, 128)),
     "nsa-fp8-kv rope": (Choice(ANY, 4, 64),),
     "nsa-fp8-kv cast": (Choice(ANY, 4096, 256),),
-    # A decode step as there. Then 8 elements of each half: loads of 16 bytes, and the values go
-    # through LDS to stores of 4.
+    # A decode step as on NVIDIA. Beyond: 8 elements of each half row per thread, in 16-byte loads;
+    # the values go through LDS to 4-byte stores.
     "indexer store": (Choice(2048, 4, 64), Choice(ANY, 16, 128)),
-    # Depth and stages so that LDS has room for four waves a SIMD.
+    # Depth and stages are chosen so that LDS has room for four waves per SIMD.
     "indexer gate": (ProductChoice(64, 16, 256, 64, 2), ProductChoice(ANY, 64, 512, 64, 2)),
-    "indexer gate add": (Choice(ANY, 64, 64),),  # a lane each
+    "indexer gate add": (Choice(ANY, 64, 64),),  # one gate per lane
     "layernorm": (Choice(256, 512, 0), Choice(ANY, 2048, 0)),  # one wave
     "fp8-kv-write widen": (Choice(ANY, 4096, 256),),
 }
 
 
 def choose(kernel: str, count: int) -> Choice | ProductChoice:
-    """The table's choice for ``count`` pieces of work on this GPU."""
+    """The table's launch parameters for a work count of ``count`` on this GPU."""
     table = _AMD if on_amd() else _NVIDIA
     return next(choice for choice in table[kernel] if count <= choice.up_to)
 
 
 def warps(threads: int) -> int:
-    """So many threads as warps, or waves, of this GPU: a power of two from 1 to 16."""
+    """The number of warps (AMD: waves) for ``threads`` threads, from 1 to 16."""
     return min(max(threads // (64 if on_amd() else 32), 1), 16)
 
 
@@ -105,10 +107,10 @@ def on_amd() -> bool:
 
 
 def device_programs() -> int:
-    """About as many programs of one kernel as this GPU runs at once with all its units at work."""
+    """About the number of programs that gives every compute unit of this GPU work."""
     return 256 if on_amd() else 128
 
 
-# Of a batch whose length the host does not know: enough to keep any of the chips busy. A longer one
-# is walked in turns, so that a graph, which knows its largest batch alone, launches no more either.
+# Cap of the grid if only the GPU knows the row count (graph capture): enough programs to fill any
+# chip. Each program loops over the rows with a stride of num_programs.
 PROGRAMS_OF_UNKNOWN_BATCH = 8192

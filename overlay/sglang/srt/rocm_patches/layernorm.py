@@ -1,22 +1,23 @@
-"""LayerNorm in one launch where x, the layer and its parameters share bf16 or fp16.
+"""LayerNorm in one launch, if x, the layer and its parameters all have bf16 or all have fp16.
 
-Upstream (https://github.com/sgl-project/sglang/pull/22424) calls aiter's CK operator where x has
-the dtype that the layer was *constructed* with. Three things are decided otherwise here.
+Upstream (https://github.com/sgl-project/sglang/pull/22424) calls aiter's CK operator if x has the
+dtype that the layer was *constructed* with. This module differs in three points.
 
 **Parameters.** The operator reads fp32 parameters as if they were bf16, without an error
-(https://github.com/ROCm/ATOM/pull/1796), and it cannot do without weight or bias. So the tensors
-are asked too. The layer's own dtype counts as well: the pristine path computes in it.
+(https://github.com/ROCm/ATOM/pull/1796), and it requires both weight and bias. So `fits` also
+checks the dtypes of the parameters. It checks the layer's own dtype too, because the pristine path
+computes in that dtype.
 
-**Rounding.** On gfx942 the operator cuts a bf16 result off instead of rounding it: composable
-kernel's CK_TILE_FLOAT_TO_BFLOAT16_DEFAULT is 2, truncation, and aiter's module_norm sets no other.
-Every output is then too small in magnitude, by half a unit in the last place on average. On gfx950
-the conversion is the hardware's, to nearest even. So gfx942 runs a kernel of our own, and so does
-whatever the operator cannot take.
+**Rounding.** On gfx942 the operator truncates its bf16 result instead of rounding it: composable
+kernel's CK_TILE_FLOAT_TO_BFLOAT16_DEFAULT is 2 (truncation), and aiter's module_norm does not
+override it. Every output is then too small in magnitude, by half a unit in the last place on
+average. On gfx950 the hardware converts, to nearest even. So gfx942 runs our own kernel. Our kernel
+also handles every call that the operator does not support.
 
-**Batches.** The bits of a row do not depend on how many rows are launched: layernorm_kernel.py.
+**Batches.** The bits of a row do not depend on the number of rows: see layernorm_kernel.py.
 
-The indexer's k_norm is made in bf16 while this is active; its parameters are rounded where the
-checkpoint holds them in fp32.
+While this patch is active, the indexer's k_norm is constructed in bf16. If the checkpoint holds its
+parameters in fp32, they are rounded.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if ACTIVE:
 
 
 def _applied(norm: LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """weight and bias; the layer always has both tensors, used or not."""
+    """The weight and bias that the layer applies; it holds both tensors even if it uses neither."""
     return (
         norm.weight if norm.elementwise_affine else None,
         norm.bias if norm.use_bias else None,
@@ -61,9 +62,9 @@ def fits(norm: LayerNorm, x: torch.Tensor) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # runs as it is traced: a log line would break the graph
+@torch.compiler.assume_constant_result  # runs at trace time: logging in the graph would break it
 def say_native() -> bool:
-    """For a layer that torch.compile has in its native form, which is the pristine path."""
+    """Decline for a layer that torch.compile traces in its native form, the pristine path."""
     SLUG.decline("torch.compile traces the native LayerNorm")
     return True
 

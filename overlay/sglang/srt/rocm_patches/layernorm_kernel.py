@@ -1,12 +1,12 @@
 """LayerNorm over the last dimension in one launch.
 
-A row has the same bits whatever rows are launched with it. Two things make it so:
+The bits of a row do not depend on the other rows of the launch. Two rules ensure that:
 
-- Triton adds up a row in the order of its layout: first what a thread has, then the threads of a
-  warp, then the warps. So a thread has `PER_THREAD` elements of a row in every launch. A program
-  of more rows has more warps, and a row has as many as before.
-- The compiler fuses a product and a sum where it finds both in one basic block, and masks make
-  other blocks where a program has several rows. So it is told not to fuse any.
+- Triton sums a row in the order of its layout: first the elements of each thread, then the threads
+  of a warp, then the warps. So a thread holds `PER_THREAD` elements of a row in every launch. A
+  program with more rows gets more warps; the number of warps for one row stays the same.
+- The compiler fuses a product and a sum into an fma only if both are in one basic block. Masks
+  split the blocks differently when a program has several rows. So fusion is switched off.
 """
 
 import torch
@@ -22,7 +22,8 @@ MOST_THREADS = 512
 OPTIONS = {"enable_fp_fusion": False}
 
 
-# A count selects no other code: without this, counts of 1, 16 n and the rest compile thrice.
+# Do not specialize on num_rows: Triton would compile three variants (1, a multiple of 16, any
+# other) of identical code.
 @triton.jit(do_not_specialize=["num_rows"])
 def _layernorm_kernel(
     x_ptr,
@@ -40,10 +41,10 @@ def _layernorm_kernel(
     row_inside = (row < num_rows)[:, None]
     x_row = x_ptr + row.to(tl.int64)[:, None] * x_row_stride
     out_row = out_ptr + row.to(tl.int64)[:, None] * N
-    # For every row, so that weight and bias are loaded by the threads that x lies in.
+    # One column index per row, so that weight and bias are loaded in the layout of x.
     column = tl.arange(0, BLOCK_N)[None, :] + tl.zeros([BLOCK_R, 1], dtype=tl.int32)
 
-    # Where BLOCK_N covers the row each loop runs once, and the compiler keeps the first load.
+    # If BLOCK_N covers the row, each loop runs once and the compiler reuses the first load.
     total = tl.zeros([BLOCK_R], dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         n = start + column
@@ -51,7 +52,7 @@ def _layernorm_kernel(
         total += tl.sum(x, axis=1)
     mean = (total / N)[:, None]
 
-    # E[(x - mean)^2], never E[x^2] - mean^2: the latter cancels where the mean is large.
+    # E[(x - mean)^2], never E[x^2] - mean^2: the latter cancels if the mean is large.
     squares = tl.zeros([BLOCK_R], dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         n = start + column
@@ -91,7 +92,7 @@ def layernorm(
     arithmetic is fp32, rounded once (to nearest even) to x's dtype; the variance is the biased one.
     Returns a contiguous tensor of x's shape.
 
-    Raises ValueError where weight or bias is not a contiguous ``[N]``.
+    Raises ValueError if weight or bias is not a contiguous ``[N]``.
     """
     hidden_size = x.shape[-1]
     for name, parameter in (("weight", weight), ("bias", bias)):

@@ -1,10 +1,10 @@
 """FP8 KV cache of native sparse attention (NSA): who rotates, who writes, who attends.
 
-Upstream: https://github.com/sgl-project/sglang/pull/21511. Its write in one launch is unreachable
-on HIP (#22314 there). Its fused rotation is aiter's, on gfx950 alone, overflows to NaN, and is
-decided in two places that disagree: rotated twice under an aiter attention backend (#24148), with
-the wrong positions under prefill context parallel (#32098), and for batches whose NSA backend is
-not TileLang. Here `ropes_in_core` decides for both places, on both architectures:
+Upstream: https://github.com/sgl-project/sglang/pull/21511. Its one-launch write cannot be reached
+on HIP (#22314 there). Its fused rotation is aiter's. It runs on gfx950 only and overflows to NaN.
+Two places decide whether to use it, and they disagree. So upstream rotates twice under an aiter
+attention backend (#24148), uses wrong positions under prefill context parallel (#32098), and fuses
+batches whose NSA backend is not TileLang. Here `ropes_in_core` decides for both places and chips:
 
     attention backend  NSA backend of the forward mode  who rotates, what writes
     nsa                tilelang                         core, rope_and_write_rows, one launch
@@ -12,17 +12,17 @@ not TileLang. Here `ropes_in_core` decides for both places, on both architecture
     another, gfx950    (dense attention)                core, aiter's operator as upstream has it
     another, gfx942    (dense attention)                prepare; the pool
 
-The NSA backend of a mode is as NativeSparseAttnBackend picks it: decode's for decode, target verify
-and draft extend, prefill's for every other extend. Prefill context parallel and idle batches are
-always rotated in prepare.
+NativeSparseAttnBackend picks the NSA backend of a mode: the decode backend for decode, target
+verify and draft extend, the prefill backend for every other extend. Prefill context parallel and
+idle batches always rotate in prepare.
 
-Attention over the TileLang backend's rows is our program (nsa_fp8_kv_sparse_mla.py), in prefill and
-decode, over FP8 and bf16. `attends` says of each call whether it is; what it declines goes to the
-release's own kernels, of which 0.5.9 has none for FP8: there `reads_plain_rows` refuses, before the
-server starts, an FP8 cache that no call could read.
+Our program (nsa_fp8_kv_sparse_mla.py) does the attention over the TileLang backend's rows, in
+prefill and decode, over FP8 and bf16. `attends` checks each call. Unsupported calls fall back to
+upstream's kernel. 0.5.9 has no FP8 kernel on AMD, so on 0.5.9 `reads_plain_rows` refuses an
+unsupported FP8 cache at server start.
 
-k_scale is not applied: the readers of an NSA cache descale nothing, and the unfused paths write
-without it. Upstream's gfx950 path divides by it, which is right only while it is 1.
+k_scale is not applied: the readers of an NSA cache do not descale, and the unfused paths write
+without k_scale. Upstream's gfx950 path divides by k_scale, which is right only if k_scale is 1.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
 
 def reads_plain_rows(runner: ModelRunner) -> bool:
-    """Whether the readers of an NSA cache want its rows plain, 512 + 64 elements without scales.
+    """Whether the readers of an NSA cache need plain rows: 512 + 64 elements without scales.
 
-    For a release without FP8 kernels of its own, at start. Raises ValueError, with the flag to
-    change, where the cache is to be FP8 and our attention cannot read it.
+    For a release without its own FP8 kernels; called at server start. Raises ValueError, with the
+    flag to change, if the cache is to be FP8 and our attention cannot read it.
     """
     from sglang.srt.configs.model_config import get_nsa_index_topk
     from sglang.srt.layers.dp_attention import get_attention_tp_size
@@ -90,7 +90,7 @@ _NO_FP8 = (
 
 
 def holds_plain_rows(pool: MLATokenToKVPool) -> bool:
-    """Whether ``write_rows`` can fill the pool's rows; asked by ``set_mla_kv_buffer`` itself."""
+    """Whether ``write_rows`` can fill the pool's rows; ``set_mla_kv_buffer`` calls this."""
     return _fits(_why_not_plain(pool))
 
 
@@ -101,7 +101,7 @@ def ropes_in_core(
 ) -> bool:
     """Whether forward_absorb_core rotates q_pe and k_pe, so that forward_absorb_prepare must not.
 
-    For NSA models. Depends on nothing that changes between the two.
+    For NSA models. Uses nothing that changes between the two, so both get the same answer.
     """
     from sglang.srt.layers.attention.nsa.utils import nsa_use_prefill_cp
     from sglang.srt.utils import get_bool_env_var
@@ -125,11 +125,11 @@ def rope_and_write(
     k_pe: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """Rotate, write this layer's rows at ``out_cache_loc`` and return q ``[T, H, L + R]``, whole.
+    """Rotate, write this layer's rows at ``out_cache_loc`` and return the full q ``[T, H, L + R]``.
 
-    Where `ropes_in_core` says so. q has the type that attention takes: bf16 for our program, the
-    cache's for upstream's. It goes to the NSA backend without a q_rope: by its last dimension,
-    head_dim, the backend knows not to concatenate it again
+    Called if `ropes_in_core` is true. q has the dtype that attention takes: bf16 for our program,
+    the cache's dtype for upstream's. The NSA backend receives q without a q_rope; the last
+    dimension of q is head_dim, so the backend does not concatenate again
     (https://github.com/sgl-project/sglang/pull/24125).
     """
     from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
@@ -157,10 +157,10 @@ def attends(
     d_v: int,
     bf16_kernels: tuple[int, int] | None = None,
 ) -> bool:
-    """Whether `attend` takes this call of `tilelang_sparse_fwd`.
+    """Whether `attend` supports this call of `tilelang_sparse_fwd`.
 
-    bf16_kernels: keys and threads of a workgroup, for a release whose own kernels are of bf16
-    alone and always the same. There a call that neither takes raises ValueError with the reason.
+    bf16_kernels: keys and threads per workgroup, for a release that has only bf16 kernels with
+    fixed sizes. There, a call that neither kernel supports raises ValueError with the reason.
     """
     from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
 
@@ -178,7 +178,7 @@ def attends(
 def attend(
     q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, sm_scale: float, d_v: int
 ) -> torch.Tensor:
-    """As `tilelang_sparse_fwd`, by our program: ``[T, H, d_v]`` bf16."""
+    """`tilelang_sparse_fwd` by our program; returns ``[T, H, d_v]`` bf16."""
     from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla
 
     return nsa_fp8_kv_sparse_mla.attend(q, kv, indices, sm_scale, d_v)
@@ -187,9 +187,9 @@ def attend(
 def fit_inner_iter(
     q: torch.Tensor, kv: torch.Tensor, topk: int, block: int, threads: int, inner_iter: int
 ) -> int:
-    """Upstream's choice of ``inner_iter`` for `tilelang_sparse_fwd`, or the next that fits the LDS.
+    """Upstream's ``inner_iter`` for `tilelang_sparse_fwd`, or the next larger that fits the LDS.
 
-    Raises ValueError where TileLang has no kernel for q's heads.
+    Raises ValueError if TileLang has no kernel for q's number of heads.
     """
     return nsa_fp8_kv_lds.fit(
         arch(),
@@ -241,7 +241,7 @@ def _why_not_fused(
 
 
 def _nsa_backend(mode: ForwardMode) -> str:
-    """As NativeSparseAttnBackend's forward_decode and forward_extend choose."""
+    """The NSA backend that NativeSparseAttnBackend's forward_decode and forward_extend choose."""
     from sglang.srt.server_args import get_global_server_args
 
     server_args = get_global_server_args()

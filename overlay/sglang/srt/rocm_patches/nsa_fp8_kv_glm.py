@@ -1,13 +1,13 @@
 """GLM-5's configuration for a transformers that does not know it.
 
 sglang 0.5.9 serves ``GlmMoeDsaForCausalLM`` and pins transformers 4.57.1, which refuses its
-``config.json``: model type ``glm_moe_dsa`` came with transformers 5. That file names every value
-that sglang reads, so a configuration without code of its own is enough.
+``config.json``: model type ``glm_moe_dsa`` came with transformers 5. ``config.json`` names every
+value that sglang reads, so a configuration class without further code is enough.
 """
 
 
 def register() -> bool:
-    """Make transformers' AutoConfig take model type ``glm_moe_dsa``; False if that is no remedy."""
+    """Make transformers' AutoConfig take model type ``glm_moe_dsa``; False if not needed."""
     from sglang.srt.rocm_patches import nsa_fp8_kv
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -20,7 +20,7 @@ def register() -> bool:
         keys_to_ignore_at_inference = ("past_key_values",)
 
         def __init__(self, rope_parameters=None, **values):
-            """rope_parameters: transformers 5 says there what 4 says of rope in two places."""
+            """rope_parameters: transformers 5's form of version 4's rope_theta, rope_scaling."""
             if rope_parameters is not None:
                 scaled = rope_parameters.get("rope_type", "default") != "default"
                 self.rope_parameters = rope_parameters

@@ -1,8 +1,8 @@
 """Kernels that fill the latent KV cache of multi-head latent attention (MLA).
 
-A slot of the cache is one row: the compressed KV (``nope``, kv_lora_rank wide) and behind it the
-rotary key that all heads share (``pe``, qk_rope_head_dim wide), both in one type and, as in
-kv_cache.py, with a scale of 1: the readers of an NSA cache know no descale.
+A slot of the cache is one row: the compressed KV (``nope``, kv_lora_rank wide), then the rotary
+key that all heads share (``pe``, qk_rope_head_dim wide). Both have the same dtype. The format is
+that of kv_cache.py with a scale of 1, because the readers of an NSA cache do not descale.
 """
 
 import torch
@@ -16,7 +16,7 @@ from sglang.srt.rocm_patches.rotary import load_angles, load_pairs, rotate, stor
 
 @triton.jit
 def _load_rows(rows, given, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of rows at ``[ROWS, 1]`` pointers; what is not given, or past WIDTH, is undefined."""
+    """Load rows at ``[ROWS, 1]`` pointers; elements not ``given`` or past WIDTH are undefined."""
     column = tl.arange(0, BLOCK)[None, :]
     return tl.load(rows + column, mask=given & (column < WIDTH))
 
@@ -43,14 +43,14 @@ def _rope_rows(
     NEOX: tl.constexpr,
     MAX: tl.constexpr,
 ):
-    """``cat(nope, rotated pe)`` to ``target``, where live.
+    """Store ``cat(nope, rotated pe)`` at ``target`` for live rows.
 
-    Rotated elements are rounded to the source's type first, as a rotation in place leaves them, so
-    that a token has the same bytes whether it was rotated here or before.
+    Round the rotated elements to the source dtype first, as a rotation in place does. So a token
+    has the same bytes whether this kernel or an earlier one rotates it.
     """
     dtype: tl.constexpr = pe.dtype.element_ty
-    # What waits for nothing is asked for first, the angle waits for its position, the stores for
-    # the slot; and no load comes after a store, which the compiler would not move it across.
+    # Load nope and pe first, which depend on nothing; the angles depend on the position, the stores
+    # on the slot. Do all loads before the first store: the compiler moves no load across a store.
     x = _load_rows(nope, given, NOPE, BLOCK_NOPE)
     x1, x2 = load_pairs(pe, given, HALF, BLOCK_HALF, NEOX)
     always = tl.full((1, 1), 1, tl.int1)
@@ -82,7 +82,7 @@ def _write_rows_kernel(
 ):
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     given = token < tokens
-    # No load waits for the slot, and none comes after a store.
+    # No other load depends on the slot, and no load comes after a store.
     slot = load_slots(slots, slot_stride, None, token, tokens)
     latent = _load_rows(nope + token * nope_stride, given, NOPE, BLOCK_NOPE)
     rotary = _load_rows(pe + token * pe_stride, given, PE, BLOCK_PE)
@@ -102,7 +102,7 @@ def write_rows(
     shorter than the tokens: what has no partner is left alone.
     nope, pe: ``[T, 1, L]`` and ``[T, 1, R]``, or without the 1, of any float type, any stride
         between tokens.
-    Raises ValueError where shapes do not fit or elements of a row do not lie side by side.
+    Raises ValueError if shapes do not fit or the elements of a row are not contiguous.
     """
     _check_rows(rows, nope, pe)
     tokens = min(slots.numel(), nope.shape[0])
@@ -162,7 +162,7 @@ def _rope_and_write_kernel(
     MAX: tl.constexpr,
     Q_MAX: tl.constexpr,
 ):
-    """Program (t, 0) writes the cache row of token t, program (t, b) its b-th HEADS query heads."""
+    """Program (t, 0) writes token t's cache row; program (t, b) its b-th block of query heads."""
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     angle = tl.load(positions + token * position_stride).to(tl.int64) * angle_stride
@@ -209,10 +209,10 @@ def rope_and_write_rows(
     q_nope, q_pe: ``[T, H, L]`` and ``[T, H, R]``, any strides between tokens and heads.
     positions: ``[T]`` int32 or int64, each below P.
     cos, sin: ``[P, ..., R / 2]``, any float type; the two of aiter's rotary embedding.
-    The result is ``[T, H, L + R]``, every token of it, whatever its slot, in q_dtype; that of
-        ``rows`` if None.
-    The rotation is rotary.py's: fp32, rounded once to the type of q_pe and k_pe.
-    Raises ValueError where shapes do not fit or elements of a row do not lie side by side.
+    Returns ``[T, H, L + R]`` in q_dtype (None: the dtype of ``rows``), for every token, including
+        those with a negative slot.
+    The rotation is rotary.py's: in fp32, rounded once to the dtype of q_pe and k_pe.
+    Raises ValueError if shapes do not fit or the elements of a row are not contiguous.
     """
     _check_rows(rows, k_nope, k_pe)
     tokens, heads, width = q_nope.shape
@@ -291,7 +291,7 @@ def _saturating_cast_kernel(x, out, count, BLOCK: tl.constexpr, MAX: tl.constexp
 
 
 def saturating_cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x.to(dtype)`` for e4m3fn or e4m3fnuz, with overflow at the largest value instead of NaN."""
+    """``x.to(dtype)`` for e4m3fn or e4m3fnuz, with overflow clamped instead of NaN."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
     if x.numel():

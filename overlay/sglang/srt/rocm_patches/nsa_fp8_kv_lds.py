@@ -1,8 +1,9 @@
-"""What upstream's TileLang kernels of sparse MLA attention need of a workgroup's LDS.
+"""LDS that upstream's TileLang kernels of sparse MLA attention need per workgroup.
 
-TileLang tunes for the heads of tensor parallelism. Under DP attention a rank has them all, and its
-bf16 kernel asks gfx942 for 115200 of 65536 bytes, at launch, in the first small batch
-(https://github.com/sgl-project/sglang/pull/23963). The shape of that launch is chosen by `fit`.
+Upstream tunes for the number of heads per rank under tensor parallelism. Under DP attention a rank
+has all heads. The bf16 kernel then requests 115200 bytes of gfx942's 65536, and the first small
+batch fails at launch (https://github.com/sgl-project/sglang/pull/23963). `fit` chooses a launch
+shape that fits.
 """
 
 LDS_BYTES = {"gfx942": 64 * 1024, "gfx950": 160 * 1024}
@@ -13,16 +14,16 @@ def lds_bytes(
 ) -> int:
     """The most LDS that ``sparse_mla_fwd_decode_partial`` or its ``_fp8`` twin allocates.
 
-    The sum of the kernel's shared buffers, with rows of ``width`` elements, ``block`` keys at a
-    time for a tile of heads:
+    The sum of the kernel's shared buffers. A row has ``width`` elements; one step reads ``block``
+    keys for a tile of heads:
 
-        q       tile x width      bf16: only where inner_iter is 1, else q lives in registers
+        q       tile x width      bf16: only if inner_iter is 1, else q is in registers
         keys    block x width
         scores  tile x block
         slots   block x 4 bytes   fp8 only
-        two reductions' work space, threads x 4 bytes each
+        workspace of two reductions, threads x 4 bytes each
 
-    TileLang lets some of these overlap, so what it allocates is this or up to 4 KiB less.
+    TileLang lets some of these overlap, so it may allocate up to 4 KiB less.
     """
     if fp8:
         tile, element, slots, q_in_lds = 16, 1, 4 * block, True
@@ -46,8 +47,8 @@ def fit(
 ) -> int:
     """The ``inner_iter`` to launch with: upstream's, or the next larger one that fits the LDS.
 
-    From 2 on the bf16 kernel keeps q in registers, as upstream itself has it for larger batches.
-    Raises ValueError, naming the flags to change, where upstream has no kernel for so many heads.
+    From 2 on the bf16 kernel keeps q in registers, as upstream does for larger batches. Raises
+    ValueError, naming the flags to change, if upstream has no kernel for this number of heads.
     """
     shape = {"fp8": fp8, "heads": heads, "width": width, "block": block, "threads": threads}
     limit, reason = LDS_BYTES[arch], _unsuitable(heads, fp8)
@@ -62,10 +63,10 @@ def fit(
 
 
 def require(arch: str, *, heads: int, width: int, block: int, threads: int) -> None:
-    """That 0.5.9's bf16 kernels fit, which have q in the LDS always; ValueError as `fit`'s.
+    """Check that 0.5.9's bf16 kernels fit, which always keep q in LDS; else ValueError as in `fit`.
 
-    Its ``sparse_attention_fwd_kernel_v1`` goes through all keys a block at a time, with the buffers
-    of ``sparse_mla_fwd_decode_partial``: the result lies where q and the keys lay.
+    0.5.9's ``sparse_attention_fwd_kernel_v1`` loops over all keys in blocks, with the buffers of
+    ``sparse_mla_fwd_decode_partial``. The result reuses the LDS of q and the keys.
     """
     needed = lds_bytes(
         fp8=False, heads=heads, width=width, block=block, inner_iter=1, threads=threads

@@ -1,8 +1,8 @@
 """Sparse MLA attention over an FP8 or bf16 KV cache, prefill and decode, in one or two launches.
 
-``sparse_mla`` does the work of upstream's ``tilelang_sparse_fwd``; ``why_not`` says, by name, why
-a call is not for it. Each chip's tiling, its LDS and the number of splits are settled here; the
-programs are in nsa_fp8_kv_sparse_mla_tiles.py and nsa_fp8_kv_sparse_mla_combine.py.
+``sparse_mla`` replaces upstream's ``tilelang_sparse_fwd``. ``why_not`` gives the reason why a call
+is not supported. This module chooses each chip's tiling and the number of splits, and checks the
+LDS. The programs are in nsa_fp8_kv_sparse_mla_tiles.py and nsa_fp8_kv_sparse_mla_combine.py.
 """
 
 import functools
@@ -17,9 +17,10 @@ from sglang.srt.rocm_patches import nsa_fp8_kv_sparse_mla_tiles as tiles
 from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_combine import combine
 from tilelang import tvm
 
-# The ROCm images' TileLang: 0.5.9 carries ebf4a7cb, 0.5.10 and later a55a8230, which lie 31 and 48
-# commits after 0.1.7.post3 and 84 and 67 before 0.1.8. Wheels write HIP source from 0.1.10 on; with
-# the two before, every pass for a HIP target was run up to the source, to the same instructions.
+# The ROCm images build TileLang from commits ebf4a7cb (0.5.9) and a55a8230 (0.5.10 and later). They
+# are 31 and 48 commits after 0.1.7.post3, and 84 and 67 before 0.1.8. We tested wheels instead:
+# 0.1.10 and later generate HIP source; the two before ran every pass for a HIP target short of the
+# source, with the same instructions. The exact commits are untested.
 CHECKED_RELEASES = ("0.1.7.post3", "0.1.8", "0.1.10", "0.1.11", "0.1.12", "0.1.15")
 IMAGE_COMMITS = ("ebf4a7cb", "a55a8230")
 
@@ -29,7 +30,7 @@ MOST_PARTS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one workgroup works: ``keys`` cache rows at a time for ``heads`` query heads."""
+    """Tile of one workgroup: ``keys`` cache rows per step, for ``heads`` query heads."""
 
     keys: int
     threads: int
@@ -38,10 +39,10 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Chip:
-    """``lds`` bytes on each of ``units`` compute units, all of them for one workgroup to have.
+    """lds: bytes of LDS per compute unit, all usable by one workgroup. units: compute units.
 
-    ``tilings`` from the widest tile of heads down: a wide tile reads a token's rows from memory
-    once for more heads.
+    ``tilings``: the widest tile of heads first. A wider tile reads a token's rows once for more
+    heads.
     """
 
     platform: str
@@ -52,13 +53,13 @@ class Chip:
 
 
 CHIPS = {
-    # 32 keys: 64 rows of 576 fp16 values alone would fill the LDS. Two waves have one matrix
-    # instruction's 16 rows each; LDS leaves room for one workgroup on a compute unit.
+    # 32 keys: 64 rows of 576 fp16 values would exceed the LDS. Each of two waves takes the 16 rows
+    # of one matrix instruction. One workgroup fits a compute unit.
     "gfx942": Chip("hip", torch.float8_e4m3fnuz, 64 << 10, 304, (Tiling(32, 128, 16),)),
-    # The same tile: two workgroups fit, and one computes while the other waits for memory.
+    # The same tile: two workgroups fit; one computes while the other waits for memory.
     "gfx950": Chip("hip", torch.float8_e4m3fn, 160 << 10, 256, (Tiling(32, 128, 16),)),
-    # 64 keys are the rows of a warpgroup's matrix instruction. For tests and benchmarks. From 32
-    # heads on a tile of them fills a multiprocessor alone, and reads its keys once for all.
+    # For tests and benchmarks. 64 keys are the rows of a warpgroup's matrix instruction. A tile of
+    # 32 heads or more fills a multiprocessor by itself, and reads its keys once for all heads.
     "sm_90": Chip(
         "cuda",
         torch.float8_e4m3fn,
@@ -72,9 +73,9 @@ CHIPS = {
 def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
     """The most LDS that TileLang allocates for one workgroup of ``tiles.partial``.
 
-    Slots of the split's ``rows`` keys, q and a tile of keys as 16-bit values, the probabilities
-    (TileLang before 0.1.10 pads their rows by 16 bytes), the maxima of 16 keys each, what older
-    tiles shrink by. The result and the sums lie where q and the keys lay.
+    The sum of: slots of the split's ``rows`` keys; q and a tile of keys in 16 bits; the
+    probabilities (TileLang before 0.1.10 pads their rows by 16 bytes); one maximum per 16 keys; the
+    factors that rescale earlier tiles. The result and the sums reuse the LDS of q and the keys.
     """
     slots = 4 * rows
     operands = 2 * (tiling.heads + tiling.keys) * (d_v + tail)
@@ -86,17 +87,17 @@ def lds_bytes(tiling: Tiling, d_v: int, tail: int, rows: int) -> int:
 
 @functools.cache
 def chip_of(device: torch.device) -> str:
-    """The key of CHIPS that the device has there, or would have."""
+    """The device's name, as CHIPS would name it; the chip may be missing in CHIPS."""
     properties = torch.cuda.get_device_properties(device)
-    # TileLang's own setting comes first: it is what tests on an NVIDIA GPU go by.
+    # TileLang's own setting takes precedence: tests on an NVIDIA GPU set it.
     if torch.version.hip is not None and os.environ.get("TILELANG_DEFAULT_TARGET") != "cuda":
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
 
 
-@functools.cache  # of a model, one answer for every layer and step
+@functools.cache  # the same answer for every layer and step of a model
 def tiling_for(arch: str, heads: int, d_v: int, tail: int, topk: int) -> Tiling:
-    """The widest tiling that the heads fill and the LDS holds; ValueError, by name, if none."""
+    """The widest tiling that the heads fill and the LDS holds; ValueError with a reason if none."""
     chip = CHIPS[arch]
     if d_v <= 0 or d_v % 64:
         raise ValueError(f"{d_v} value columns: not a multiple of 64")
@@ -115,16 +116,16 @@ def tiling_for(arch: str, heads: int, d_v: int, tail: int, topk: int) -> Tiling:
     )
 
 
-@functools.lru_cache(maxsize=4096)  # as many as there are batch sizes, and then some
+@functools.lru_cache(maxsize=4096)  # more than the number of batch sizes
 def splits_for(
     arch: str, tiling: Tiling, tokens: int, heads: int, d_v: int, tail: int, topk: int
 ) -> int:
-    """Into how many parts a token's keys go: the fewest that nearly fill the chip once.
+    """Number of splits of a token's keys: the fewest that nearly fill the chip once.
 
-    More parts than that cost their own results' way to memory and back. Where two workgroups share
-    a compute unit, two parts at least: long-lived neighbours fall into step and want the same unit
-    at the same time (bench/README.md: 10% on one H200 from 256 tokens on); not where their results
-    would be MOST_PARTS_BYTES or more, which a prefill of many heads has no room for.
+    More splits cost extra traffic for partial results. If two workgroups fit a compute unit, use at
+    least 2 splits: two workgroups with one long loop each run in lockstep and compete for the same
+    unit (bench/README.md: 10% slower on one H200 from 256 tokens on). Exception: use 1 split if the
+    partial results would take MOST_PARTS_BYTES or more, as in a prefill of many heads.
     """
     chip = CHIPS[arch]
     resident = chip.lds // lds_bytes(tiling, d_v, tail, tiling.keys)
@@ -138,7 +139,7 @@ def splits_for(
 
 @functools.cache
 def unchecked_tilelang(version: str = tilelang.__version__) -> str | None:
-    """Why this TileLang is not trusted with the programs, or None.
+    """The reason why this version of TileLang counts as untested, or None.
 
     A source checkout calls itself 0.1.7.post3+rocm.gita55a8230, a wheel 0.1.8.
     """
@@ -154,7 +155,7 @@ def unchecked_tilelang(version: str = tilelang.__version__) -> str | None:
 def why_never(
     device: torch.device, cache: torch.dtype, heads: int, d_v: int, tail: int, topk: int
 ) -> str | None:
-    """Why no call of these sizes is for ``sparse_mla``, or None. cache: the type of its rows."""
+    """Why ``sparse_mla`` supports no call of these sizes, or None. cache: the dtype of its rows."""
     if reason := unchecked_tilelang():
         return reason
     arch = chip_of(device)
@@ -170,7 +171,7 @@ def why_never(
 
 
 def why_not(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, d_v: int = 512) -> str | None:
-    """Why ``sparse_mla`` does not take this call, for the log; None if it does."""
+    """Why ``sparse_mla`` does not support this call, for the log; None if it does."""
     if not (q.dim() == kv.dim() == indices.dim() == 3 and kv.shape[1] == indices.shape[1] == 1):
         return "q, KV cache or indices are not 3-D, or the last two have several heads"
     if kv.shape[2] != q.shape[2] or indices.shape[0] != q.shape[0]:
@@ -202,10 +203,10 @@ def sparse_mla(
 ) -> torch.Tensor:
     """softmax(q K^T * sm_scale) V over the cache rows that ``indices`` names.
 
-    q [T, H, d_v + tail] bf16, or of the cache's FP8 type; kv [slots, 1, d_v + tail] bf16, e4m3fn
-    (gfx950, NVIDIA) or e4m3fnuz (gfx942), its value times ``kv_scale`` is meant; indices
-    [T, 1, topk] int32, below 0 for none. Returns [T, H, d_v] bf16; a token without keys gets zeros.
-    V is the first d_v columns of K. With an FP8 cache, q beyond fp16's 65504 gives NaN.
+    q [T, H, d_v + tail] bf16, or the cache's FP8 dtype; kv [slots, 1, d_v + tail] bf16, e4m3fn
+    (gfx950, NVIDIA) or e4m3fnuz (gfx942), to be multiplied by ``kv_scale``; indices [T, 1, topk]
+    int32, negative for no key. Returns [T, H, d_v] bf16; a token without keys gets zeros. V is the
+    first d_v columns of K. With an FP8 cache, q beyond fp16's 65504 gives NaN.
 
     Raises ValueError with the reason of ``why_not``.
     """
@@ -222,7 +223,7 @@ def attend(
     d_v: int,
     kv_scale: float = 1.0,
 ) -> torch.Tensor:
-    """``sparse_mla`` of a call that ``why_not`` has nothing against."""
+    """``sparse_mla`` without the check; the caller has called ``why_not``."""
     tokens, heads, width = q.shape
     topk = indices.shape[2]
     out = torch.empty((tokens, heads, d_v), dtype=torch.bfloat16, device=q.device)
@@ -254,7 +255,7 @@ def attend(
         ),
     )
     program(
-        q.to(torch.bfloat16),  # exact, where q is FP8
+        q.to(torch.bfloat16),  # exact if q is FP8
         kv.view(torch.int32).view(-1, 4),
         indices.squeeze(1),
         part,

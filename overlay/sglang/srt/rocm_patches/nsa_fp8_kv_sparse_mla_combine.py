@@ -1,4 +1,4 @@
-"""TileLang program that makes one result of the parts of nsa_fp8_kv_sparse_mla_tiles.py."""
+"""TileLang program that combines the split results of nsa_fp8_kv_sparse_mla_tiles.py."""
 
 # TVMScript evaluates annotations and names from this module's globals: no `annotations` future.
 import tilelang.language as T  # noqa: N812
@@ -6,10 +6,10 @@ from sglang.srt.rocm_patches.nsa_fp8_kv_sparse_mla_tiles import BELOW_ALL
 
 
 def combine(*, heads: int, d_v: int, splits: int):
-    """The parts of each token and head into one: out [tokens, heads, d_v] bf16.
+    """Combine the splits of each token and head: out [tokens, heads, d_v] bf16.
 
-    part and lse are ``partial``'s out and lse. One program per token and head, all parts in flight
-    at once.
+    part and lse are ``partial``'s out and lse. One program per token and head loads all splits at
+    once.
     """
     per_thread = 4
     tokens = T.dynamic("tokens")
@@ -43,7 +43,7 @@ def combine(*, heads: int, d_v: int, splits: int):
                 total[0] += weight[s]
                 for e in T.unroll(per_thread):
                     acc[e] += weight[s] * T.cast(parts[s * per_thread + e], "float32")
-            # A part without keys has weight 1 among its like, and 0 as its values.
+            # If no split has keys, every weight is 1 and every value 0, so the result is 0.
             for e in T.vectorized(per_thread):
                 out[token, head, first + e] = acc[e] / total[0]
 

@@ -1,17 +1,17 @@
 """TileLang program of sparse MLA attention over a paged FP8 or bf16 KV cache.
 
-Storage is FP8, arithmetic is not: each key row is widened to fp16 on its way from memory to LDS
-(every e4m3 value is an fp16 value) and both products run on the 16-bit matrix units with fp32
-accumulators. That costs no accuracy beyond the cache's own, where FP8 products lose as much again
-in q and in the probabilities, and no time while the work waits for memory: 16 heads do 60 FLOP per
-byte of FP8 cache.
+Storage is FP8; arithmetic is 16-bit. Each FP8 key row is converted to fp16 on its way to LDS, which
+is exact for e4m3. Both GEMMs run on the 16-bit matrix units with fp32 accumulators. So the only
+rounding to FP8 is the cache's own; FP8 GEMMs would round q and the probabilities as well. The
+16-bit GEMMs cost no time while the kernel is bound by memory: 16 heads do 60 FLOP per byte of FP8
+cache.
 
-The FP8 bytes travel as 32-bit words and are widened by the lines of C++ below, so no FP8 type of
-TileLang's is involved: its e4m3 is the wrong format on gfx950 before
-https://github.com/tile-ai/tilelang/pull/1743, and its casts widen one element at a time.
+The FP8 bytes are loaded as 32-bit words and converted by the C++ functions below. TileLang's own
+FP8 types are not used: before https://github.com/tile-ai/tilelang/pull/1743 its e4m3 is the wrong
+format on gfx950, and its casts convert one element at a time.
 
-Both products are computed transposed (keys or value columns as rows, heads as columns): a matrix
-instruction has at least 16 (AMD) or 64 (Hopper) rows, and few heads would fill them badly.
+Both GEMMs are transposed (keys or value columns as rows, heads as columns): a matrix instruction
+has at least 16 (AMD) or 64 (Hopper) rows, which few heads would not fill.
 """
 
 # TVMScript evaluates annotations and names from this module's globals: no `annotations` future.
@@ -19,21 +19,21 @@ import tilelang
 import tilelang.language as T  # noqa: N812
 
 LOG2_E = 1.4426950408889634
-# A running maximum below every score, finite so that the difference of two is never NaN.
+# Initial m_i: below every score, and finite, so that m_old - m_new is never NaN.
 BELOW_ALL = -(2.0**30)
-# Key rows whose maximum one wave finds by itself: the rows of one matrix instruction.
+# Rows of one matrix instruction; one wave reduces the maximum over so many key rows.
 MATRIX_ROWS = 16
 
 PASSES = {
-    # Bounds are the wrapper's business: a check of each load against `slots` would be a branch.
+    # The wrapper checks bounds; a check in each load would be a branch.
     tilelang.PassConfigKey.TL_DISABLE_SAFE_MEMORY_ACCESS: True,
     tilelang.PassConfigKey.TL_DISABLE_TMA_LOWER: True,
     tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True,
 }
 
 # Two functions in native instructions. `uint32_t e4m3x2_to_f16x2(uint16_t)` converts two values of
-# the chip's own e4m3 format, NaN included. `float power_of_2(float)` may return 0 below 2^-126:
-# exp2f takes four instructions more to be right there.
+# the chip's own e4m3 format, NaN included. `float power_of_2(float)` may flush results below
+# 2^-126 to 0; exp2f needs four more instructions to return them.
 NATIVE = {
     "cuda": """
 __device__ __forceinline__ unsigned e4m3x2_to_f16x2(unsigned short pair) {
@@ -72,12 +72,13 @@ def partial(
     keys: int,
     threads: int,
 ):
-    """Attention of each token over its ``topk / splits`` keys, one part for each split.
+    """Split-KV forward: attention of each token over the ``topk / splits`` keys of each split.
 
     q [tokens, heads, d_v + tail] bf16; kv [bytes / 16, 4] int32, the cache's bytes; indices
-    [tokens, topk] int32, below 0 for none; out [tokens, splits, heads, d_v] bf16; lse [tokens,
-    splits, heads] fp32, to base 2, BELOW_ALL for a part without keys, whose out is 0. score_scale
-    includes log2(e). Program (token and tile of ``head_tile`` heads, split); ``keys`` at a time.
+    [tokens, topk] int32, negative for no key; out [tokens, splits, heads, d_v] bf16; lse [tokens,
+    splits, heads] fp32, to base 2. A split without keys has lse BELOW_ALL and out 0. score_scale
+    includes log2(e). One program per token, tile of ``head_tile`` heads, and split; it reads
+    ``keys`` keys per step.
     """
     wide = "float16" if fp8 else "bfloat16"
     per_chunk = 16 if fp8 else 8  # elements in the 16 bytes that a thread loads at once
@@ -86,7 +87,7 @@ def partial(
     rows = topk // splits
     tiles_of_heads = -(-heads // head_tile)
     groups = keys // MATRIX_ROWS
-    # One wave per 16 rows at least; more waves than that share the heads.
+    # At least one wave per 16 rows; additional waves divide the heads.
     policy = T.GemmWarpPolicy.FullRow if threads == 128 else T.GemmWarpPolicy.FullCol
     tokens, chunks = T.dynamic("tokens"), T.dynamic("chunks")
 
@@ -94,12 +95,12 @@ def partial(
         return -(-keys * columns // per_chunk // threads)
 
     def place(column):
-        """Where a column of d_v lies in LDS, and which column lies there: it is its own inverse.
+        """Swizzle: the LDS position of a column of d_v. The mapping is its own inverse.
 
-        A thread widens 16 FP8 bytes to two pieces of 16 bytes. Side by side they would make
-        neighbouring threads store 32 bytes apart, half of them on the same banks. So bits 0 and 3
-        of a piece's number change places: the first pieces of 8 threads fill 128 bytes, and so do
-        the second. q's columns lie in the same order; the result is put back in its own.
+        A thread converts 16 FP8 bytes to two chunks of 16 bytes. Stored side by side, the chunks of
+        neighbouring threads would be 32 bytes apart, with bank conflicts. So swap bits 0 and 3 of
+        the chunk index: the first chunks of 8 threads then cover 128 contiguous bytes, and so do
+        the second chunks. q uses the same order; the result is stored in the original order.
         """
         if not fp8 or d_v % 128:
             return column
@@ -119,9 +120,9 @@ def partial(
     def gather(kv, slot_of, slots, words, tile, first, columns, thread):
         """Columns [first, first + columns) of a tile's rows, 16 bytes at a time.
 
-        Zeros for no key: what any row of the cache holds may be NaN, and 0 * NaN is NaN. That is a
-        branch around each load; for AMD all slots are read before, as each load would wait for its
-        slot otherwise. NVIDIA's compiler makes worse code of that (bench/README.md).
+        Load zeros if there is no key: any cache row may hold NaN, and 0 * NaN is NaN. This needs a
+        branch around each load. On AMD, read all slots first; otherwise each load would wait for
+        its slot. On NVIDIA, reading all slots first gives worse code (bench/README.md).
         """
         lanes = columns // per_chunk
         if slots_first:
@@ -145,7 +146,7 @@ def partial(
         for w in T.unroll(4):
             word = T.reinterpret("uint32", words[first_word + w])
             if fp8:
-                for side in T.unroll(2):  # a name that HIP has not taken, as it has `half`
+                for side in T.unroll(2):  # not named `half`, which is a type in HIP
                     pair = T.cast((word >> T.uint32(16 * side)) & T.uint32(0xFFFF), "uint16")
                     elements[T.Ramp(w * 4 + side * 2, 1, 2)] = T.reinterpret(
                         "float16x2", T.call_extern("uint32", "e4m3x2_to_f16x2", pair)
@@ -155,7 +156,7 @@ def partial(
 
     @T.macro
     def put(words, elements, shared, columns, order, thread):
-        """A gathered part into LDS."""
+        """Convert gathered words and store them in LDS."""
         lanes = columns // per_chunk
         for i in T.unroll(passes(columns)):
             chunk = i * threads + thread
@@ -191,7 +192,7 @@ def partial(
             p_shared = T.alloc_shared([keys, head_tile], wide)
             top_shared = T.alloc_shared([groups, head_tile], "float32")
             shrink_shared = T.alloc_shared([head_tile], "float32")
-            # Padded by 16 bytes so that the heads of one column lie on different banks.
+            # Padded by 16 bytes, so that the heads of one column are on different banks.
             out_shared = T.alloc_shared([head_tile, d_v + 8], "bfloat16")
 
             words_head = T.alloc_local([passes(d_v) * 4], "int32")
@@ -206,7 +207,7 @@ def partial(
             total = T.alloc_fragment([head_tile], "float32")
             acc = T.alloc_fragment([d_v, head_tile], "float32")
             top = T.alloc_fragment([head_tile], "float32")
-            # What older tiles' share is multiplied by: as the scores lie in registers, as acc does.
+            # alpha = 2^(m_old - m_new), once in the layout of the scores and once in that of acc.
             shrink = T.alloc_fragment([head_tile], "float32")
             shrink_acc = T.alloc_fragment([head_tile], "float32")
 
@@ -233,7 +234,7 @@ def partial(
             for tile in T.serial(rows // keys):
                 put(words_head, elements, kv_head, d_v, place, thread)
                 put(words_tail, elements, kv_tail, tail, as_is, thread)
-                # The next tile is on its way, in registers, while this one is computed.
+                # Prefetch the next tile into registers while this tile is computed.
                 if tile + 1 < rows // keys:
                     gather(kv, slot_of, slots, words_head, tile + 1, 0, d_v, thread)
                     gather(kv, slot_of, slots, words_tail, tile + 1, d_v, tail, thread)
@@ -247,8 +248,8 @@ def partial(
                         -T.infinity("float32"),
                     )
 
-                # Each wave finds the maximum of its rows by itself, then all meet once in LDS: a
-                # reduction over the whole workgroup would take two barriers for every doubling.
+                # Each wave reduces the maximum of its own rows, then the waves exchange maxima once
+                # through LDS. A reduction over the workgroup takes two barriers per doubling.
                 for i, h in T.Parallel(keys, head_tile):
                     grouped[i // MATRIX_ROWS, i % MATRIX_ROWS, h] = scores[i, h]
                 T.reduce_max(grouped, top_of_group, dim=1)
@@ -262,7 +263,7 @@ def partial(
                 T.copy(shrink, shrink_shared)
                 for i, h in T.Parallel(keys, head_tile):
                     scores[i, h] = power_of_2(scores[i, h] - top[h])
-                # For the same reason each thread keeps its own sums until the end.
+                # For the same reason, each thread keeps partial sums of l_i until the end.
                 for i, h in T.Parallel(keys, head_tile):
                     sums[i, h] = sums[i, h] * shrink[h] + scores[i, h]
                 T.copy(scores, p_shared)

@@ -1,15 +1,16 @@
 """Rotary embedding and the KV store in one launch.
 
-Upstream: https://github.com/sgl-project/sglang/pull/21315, whose kernel runs one program for each
-query head, and whose condition is "any HIP GPU"; follow-ups
+Upstream: https://github.com/sgl-project/sglang/pull/21315. Its kernel runs one program per query
+head, and its condition is "any HIP GPU". Follow-ups:
 https://github.com/sgl-project/sglang/pull/31688 (crash on a plain pool) and
 https://github.com/sgl-project/sglang/pull/37315 (one program for each KV group).
 
-The models ask ``enable_fused_set_kv_buffer`` twice for a layer: before the rotary embedding, which
-is then handed what to store, and before attention, which is then told ``save_kv_cache=False``.
-``enabled`` answers both from the batch alone, so the answers cannot differ; and whoever is handed a
-``KVStore`` rotates *and* stores, in one launch where everything fits and in the pristine steps
-where it does not. So nothing is rotated twice and nothing is left unstored, whatever the layer is.
+A model calls ``enable_fused_set_kv_buffer`` twice per layer. Before the rotary embedding, the
+answer decides whether the embedding receives a ``KVStore``. Before attention, it decides on
+``save_kv_cache=False``. ``enabled`` uses only the batch, so both calls get the same answer. A
+rotary embedding that receives a ``KVStore`` rotates *and* stores: in one launch if the kernel
+supports the call, otherwise in the pristine steps. So no layer rotates twice, and no layer skips
+the store.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ if ACTIVE:
 
 
 class KVStore(NamedTuple):
-    """What a rotary embedding is asked to store as it rotates."""
+    """What the rotary embedding has to store while it rotates."""
 
     value: torch.Tensor  # [T, KV heads * V head size] or [T, KV heads, V head size]
     layer: RadixAttention
     pool: KVCache
     slots: torch.Tensor  # integer [n], of the full pool
-    k_scale: torch.Tensor | float | None  # what attention multiplies an FP8 K by as it reads it
+    k_scale: torch.Tensor | float | None  # attention multiplies FP8 K by it
     v_scale: torch.Tensor | float | None
 
     @classmethod
@@ -60,7 +61,7 @@ class KVStore(NamedTuple):
         forward_batch: ForwardBatch,
         descaled: bool,
     ) -> KVStore:
-        """descaled: attention multiplies what it reads by the layer's scales."""
+        """descaled: attention multiplies the K and V that it reads by the layer's scales."""
         scales = (layer.k_scale, layer.v_scale) if descaled else (None, None)
         return cls(
             value, layer, forward_batch.token_to_kv_pool, forward_batch.out_cache_loc, *scales
@@ -68,9 +69,9 @@ class KVStore(NamedTuple):
 
 
 def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool:
-    """Whether this batch's K and V are stored by the rotary embedding, not by attention.
+    """Whether the rotary embedding, not attention, stores this batch's K and V.
 
-    context_parallel: prefill context parallelism is on, where K is gathered between the two.
+    context_parallel: prefill context parallelism is on; it gathers K between the two.
     """
     reason = _unfit_batch(forward_batch, context_parallel)
     if reason:
@@ -79,7 +80,7 @@ def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool
 
 
 def reader_descales(forward_batch: ForwardBatch) -> bool:
-    """Whether attention multiplies what this batch stores by the layers' scales.
+    """Whether attention multiplies the K and V of this batch by the layers' scales.
 
     fp8-kv-write makes aiter's backend follow the server's other backends. Without fp8-kv-write,
     0.5.9 has no reader that descales, and 0.5.10's aiter backend descales except in decode by
@@ -96,19 +97,19 @@ def reader_descales(forward_batch: ForwardBatch) -> bool:
 
 
 def _backend_of(forward_batch: ForwardBatch) -> object:
-    """The attention backend that this batch's layers are handed to."""
+    """The attention backend that runs this batch's layers."""
     backend = forward_batch.attn_backend
     while True:
-        if hasattr(backend, "primary"):  # of two overlapping batches
+        if hasattr(backend, "primary"):  # two-batch overlap
             backend = backend.primary
-        elif hasattr(backend, "_select_backend"):  # one for prefill, another for decode
+        elif hasattr(backend, "_select_backend"):  # different backends for prefill and decode
             backend = backend._select_backend(forward_batch.forward_mode)
         else:
             return backend
 
 
 def _is(backend: object, name: str) -> bool:
-    return type(backend).__name__ == name  # to import aiter's takes aiter
+    return type(backend).__name__ == name  # importing AiterAttnBackend would import aiter
 
 
 def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | None:
@@ -139,7 +140,7 @@ def rotate_and_store(
     offsets: torch.Tensor | None,
     store: KVStore,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate query and key in place, store key and ``store.value``; return both, as they came.
+    """Rotate query and key in place, store key and ``store.value``; return query and key.
 
     query ``[T, heads * head size]`` or ``[T, heads, head size]``, key likewise.
     """
@@ -171,12 +172,12 @@ def rotate_then_store(
     offsets: torch.Tensor | None,
     store: KVStore,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for a rotary embedding that runs natively."""
+    """``rotate_and_store`` for a rotary embedding that runs natively."""
     _say_native()
     return _in_steps(rotate, positions, query, key, offsets, store)
 
 
-@torch.compiler.assume_constant_result  # runs as it is traced: a log line would break the graph
+@torch.compiler.assume_constant_result  # runs at trace time: logging in the graph would break it
 def _say_native() -> bool:
     SLUG.decline("the rotary embedding runs natively, as torch.compile has it")
     return True
@@ -190,10 +191,10 @@ def _in_steps(
     offsets: torch.Tensor | None,
     store: KVStore,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in the pristine steps, for what the kernel does not do."""
+    """Rotate, then store, in the pristine steps: for calls that the kernel does not support."""
     query, key = rotate(positions, query, key, offsets)
     layer = store.layer
-    # A pristine pool divides what it is given by the scales, in place; key and value are live.
+    # A pristine pool divides its arguments by the scales in place; the model still uses key, value.
     k, v = (x if store.k_scale is None else x.clone() for x in (key, store.value))
     store.pool.set_kv_buffer(
         layer,

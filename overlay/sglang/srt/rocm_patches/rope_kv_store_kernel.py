@@ -19,7 +19,7 @@ from sglang.srt.rocm_patches.rotary import load_angles, load_pairs, rotate, stor
 def launch(
     tokens: int, q_heads: int, kv_heads: int, head: int, v_head: int, rotary: int
 ) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and compile-time parameters: a program takes one KV group of some tokens."""
+    """Grid and compile-time parameters. A program takes one KV group of BLOCK_T tokens."""
     half, group = rotary // 2, q_heads // kv_heads
     block_g, block_half = triton.next_power_of_2(group), triton.next_power_of_2(half)
     q_tile = block_g * 2 * block_half
@@ -82,7 +82,7 @@ def _rotate_and_store_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # Neighbours in the grid are neighbours in memory: the groups of one token, then the next.
+    # The KV groups of one token are adjacent in the grid, as they are in memory.
     head = tl.program_id(0) % KV_HEADS
     first = (tl.program_id(0) // KV_HEADS).to(tl.int64) * BLOCK_T
     t = first + tl.arange(0, BLOCK_T)[:, None]
@@ -91,7 +91,7 @@ def _rotate_and_store_kernel(
     live = t < tokens
     q_live = (q_t < tokens) & (q_row % BLOCK_G < GROUP)
 
-    # All loads before the first store, which the compiler will not move them across.
+    # Do all loads before the first store: the compiler moves no load across a store.
     slot = load_slots(slots, slots_stride, full_to_swa, t, n)
     angles = _angles(cos_sin, cos_sin_stride, positions, positions_stride, t, live)
     q_angles = _angles(cos_sin, cos_sin_stride, positions, positions_stride, q_t, q_live)
@@ -112,7 +112,7 @@ def _rotate_and_store_kernel(
 
     q1, q2 = rotate(q1, q2, q_cos, q_sin)
     store_pairs(q_rows, q1, q2, q_live, HALF, BLOCK_HALF, NEOX)
-    # K is written back whatever its slot: attention over the new tokens reads it
+    # Write K back for every slot, negative ones too: attention over the new tokens reads it
     # (https://github.com/sgl-project/sglang/pull/19636).
     k1, k2 = rotate(k1, k2, cos, sin)
     store_pairs(k_rows, k1, k2, live, HALF, BLOCK_HALF, NEOX)
@@ -120,7 +120,8 @@ def _rotate_and_store_kernel(
     stored = live & (slot >= 0)
     k_cache_rows = k_cache + slot * k_cache_stride + head * HEAD
     v_cache_rows = v_cache + slot * v_cache_stride + head * V_HEAD
-    # What is cached is the rotated K as others see it, so that storing it later gives these bytes.
+    # Round K to its own dtype before quantizing, so that the cache holds the same bytes as
+    # rotate-then-store.
     k1 = cached(k1.to(k.dtype.element_ty), k_scale, MAX)
     k2 = cached(k2.to(k.dtype.element_ty), k_scale, MAX)
     store_pairs(k_cache_rows, k1, k2, stored, HALF, BLOCK_HALF, NEOX)
@@ -134,7 +135,7 @@ def _rotate_and_store_kernel(
 
 @triton.jit
 def _angles(cos_sin, cos_sin_stride, positions, positions_stride, t, live):
-    """Pointers to the cosines of each row's position; the sines follow them."""
+    """Pointers to the cosines of each row's position; the sines follow the cosines."""
     position = tl.load(positions + t * positions_stride, mask=live, other=0)
     return cos_sin + position.to(tl.int64) * cos_sin_stride
 
@@ -156,8 +157,8 @@ def rotate_and_store(
     q ``[T, q heads, D]``, k ``[T, KV heads, D]``, v ``[T, KV heads, DV]``: one 16-bit type, the
     last dimension contiguous; q heads a multiple of KV heads. positions: integer ``[T]``. cos_sin
     ``[positions, R]``: R/2 cosines, then R/2 sines, fp32 or 16-bit; ``R <= D`` leads each head.
-    cache: the type of k, or e4m3, divided by the scales. slots: integer ``[n]``; tokens past n or
-    with a slot below 0 are rotated only.
+    cache: in the dtype of k, or e4m3 with k and v divided by the scales. slots: integer ``[n]``.
+    Tokens past n, or with a negative slot, are rotated but not stored.
     """
     tokens, q_heads, head = q.shape
     kv_heads, v_head = v.shape[1:]

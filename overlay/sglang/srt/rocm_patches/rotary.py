@@ -1,16 +1,16 @@
-"""Rotary position embedding on tiles, for the kernels that rotate on the way to somewhere else.
+"""Rotary position embedding on tiles, for the kernels that rotate and store in one launch.
 
 A head's rotary part has ``2 * HALF`` elements in HALF pairs. Pair i is ``(x[i], x[i + HALF])`` in
-neox order and ``(x[2i], x[2i + 1])`` in interleaved (GPT-J) order. Every pair is turned by the
+neox order and ``(x[2i], x[2i + 1])`` in interleaved (GPT-J) order. Every pair is rotated by the
 angle of its token's position (RoFormer, https://arxiv.org/abs/2104.09864, equation 34)::
 
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
 
-All tiles are ``[ROWS, BLOCK]``: a row is one head of one token, BLOCK the power of two that holds
-HALF. Rows are addressed by ``[ROWS, 1]`` tiles of pointers to their first rotary element, and live
-rows are named by a ``[ROWS, 1]`` mask. Loads give fp32 whatever the memory holds, and zero where
-masked; the rotation is in fp32; stores round once, to nearest even.
+All tiles are ``[ROWS, BLOCK]``. A row is one head of one token. BLOCK is HALF rounded up to a power
+of two. ``rows`` is a ``[ROWS, 1]`` tile of pointers to each row's first rotary element; ``live`` is
+the ``[ROWS, 1]`` mask of the rows to process. Loads convert to fp32 and give zero for masked
+elements. The rotation is in fp32. Stores round once, to nearest even.
 """
 
 import triton
@@ -36,7 +36,7 @@ def load_pairs(rows, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.con
         x1 = tl.load(rows + i, mask=mask, other=0.0)
         x2 = tl.load(rows + HALF + i, mask=mask, other=0.0)
     else:
-        # Contiguous over both members, so that a thread still reads 16 bytes at once.
+        # One contiguous load of both members, so that a thread reads 16 bytes at once.
         i = tl.arange(0, 2 * BLOCK)[None, :]
         x = tl.load(rows + i, mask=live & (i < 2 * HALF), other=0.0)
         x1, x2 = tl.split(tl.reshape(x, (x.shape[0], BLOCK, 2)))
@@ -45,19 +45,19 @@ def load_pairs(rows, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.con
 
 @triton.jit
 def rotate(x1, x2, cos, sin):
-    """The rotated pair, fp32; fused by name, or the compiler fuses by the blocks that it finds.
+    """The rotated pair, fp32, with explicit fma, so that the bits do not depend on the batch.
 
-    It would fuse what lies in one basic block, and masks make other blocks in other launches: the
-    bits of a token would depend on its batch.
+    Left alone, the compiler fuses a product and a sum only within one basic block, and masks split
+    the blocks differently in different launches.
     """
     return tl.fma(x1, cos, -(x2 * sin)), tl.fma(x2, cos, x1 * sin)
 
 
 @triton.jit
 def store_pairs(rows, y1, y2, live, HALF: tl.constexpr, BLOCK: tl.constexpr, NEOX: tl.constexpr):
-    """Write pairs back in their order, in the type the pointers have.
+    """Store pairs in their original order, converted to the element type of ``rows``.
 
-    To an e4m3 row, give pairs that are saturated already.
+    If that type is e4m3, the caller must saturate y1 and y2 first.
     """
     dtype: tl.constexpr = rows.dtype.element_ty
     if NEOX:

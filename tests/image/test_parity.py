@@ -192,7 +192,7 @@ def test_a_slug_that_the_model_does_not_run_is_refused(monkeypatch, tmp_path, ca
         (("--server-args", "'x"), "No closing quotation"),
         (("--steps", "0"), "0: at least 1"),
         (("--prompts", "README.md"), "README.md: Expecting value"),
-        (("--prompts", "evidence/tests.cpu.jsonl"), "no JSON list of texts"),
+        (("--prompts", "patches/0.5.9/release.json"), "no JSON list of texts"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments, sentence, monkeypatch, tmp_path, capsys):

@@ -4,12 +4,11 @@
 #   --target layered (default)   the released image's binaries, one layer of a few MB more
 #   --target source              sgl-kernel, aiter and TileLang rebuilt from the sources in the image
 #
-# The patches need no newer binary: every aiter operator that they call is in v0.1.10.post3 and
-# v0.1.11.post1, and our sparse attention asks nothing of TileLang that is newer than either image's.
-# Their two commits lie between the wheels of 0.1.7.post3 and 0.1.8: with these two every pass over it
-# for a HIP target was run, short of HIP source, which wheels write from 0.1.10 on; with the commits
-# themselves nothing. TileLang moves only where TILELANG_COMMIT says so, for example to compare with
-# upstream's own FP8 kernel on 0.5.9: a55a82302bf7f3c5af635b5c9146f728185cc900.
+# The patches need no newer binary. Every aiter operator that they call is in v0.1.10.post3 and
+# v0.1.11.post1. Our sparse attention uses no feature of TileLang that the images lack;
+# nsa_fp8_kv_sparse_mla.py of the overlay says which versions were tested. TileLang changes only if
+# TILELANG_COMMIT is set, for example to compare with upstream's own FP8 kernel on 0.5.9:
+# a55a82302bf7f3c5af635b5c9146f728185cc900.
 
 # By digest, or the build is refused: lmsysorg/sglang:v0.5.10.post1-rocm720-mi35x@sha256:...
 ARG BASE

@@ -1,15 +1,17 @@
 """Time on this GPU: one call with all its launches, in CUDA (or HIP) graphs.
 
-A graph holds CALLS calls; it is replayed REPLAYS times behind a pause in which the host queues
-them all, and the median counts. A call of LONG_US or more stands alone in its graph, replayed as
-often as BUDGET_US allows. Every call has slots of its own, as every layer has a cache of its own:
-what is written does not lie in the GPU's cache from the call before. What is read does where it
-fits, as in a model, where the kernel before has just written it.
+A graph holds CALLS calls and is replayed REPLAYS times. A pause comes first, in which the host
+queues all replays. The result is the median over the replays. A call of LONG_US or more gets a
+graph of its own, which is replayed as often as BUDGET_US allows.
 
-``floor_us`` is the bytes that must move (each input read once, each output written once) over what
-an elementwise kernel on a large tensor moves on this GPU in the same run; ``products_us`` the
-floating-point operations of matrix products, where a case has any to speak of, over what a large
-bf16 product does in the same run.
+Each call writes to different slots: outputs are cold in the GPU's L2 cache, as in a model with one
+KV cache per layer. Inputs are reused: they are warm in L2 if they fit, as in a model, where the
+previous kernel has just written them.
+
+``floor_us`` is the bytes that must move (each input read once, each output written once) divided by
+the bandwidth of an elementwise kernel on a large tensor on this GPU, in the same run.
+``products_us`` is the FLOPs of a case's matrix products divided by the rate of a large bf16 GEMM in
+the same run; it is empty if a case has no matrix products to speak of.
 """
 
 import ctypes
@@ -27,14 +29,14 @@ TRIALS, LONG_US, BUDGET_US, FEWEST_REPLAYS = 3, 1000, 300_000, 3
 SLOTS = 131072  # of a cache
 COPY_BYTES = 1 << 30
 PRODUCT = 8192  # rows, columns and depth
-PAUSE = 2_000_000  # GPU cycles, some milliseconds: more than the host takes to queue REPLAYS graphs
+PAUSE = 2_000_000  # GPU cycles, a few ms: longer than the host needs to queue REPLAYS graphs
 
 Call = Callable[[int], object]  # of the i-th call
 
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """The same work, done by each rival; None where this device or release has none."""
+    """The implementations of one work; None if this device or release lacks one."""
 
     ours: Call
     upstream: Call | None = None

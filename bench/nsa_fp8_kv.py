@@ -1,9 +1,15 @@
 """Latent rows of MLA: cast, concatenate and write; and the same with the rotation and with q.
 
-Of the write, `upstream` is the release's kernel, in FP8 one that it cannot reach on HIP, and
-`eager` what it runs there: two casts and a store. The rows, and so the write, are whole on every
-rank. Of the whole, whose q is bf16 as our attention reads it, `upstream` is aiter's operator, and
-`eager` what both releases run: the rotation, q's two parts side by side, and the write.
+==============  =========================================  =====================================
+work            upstream                                   eager
+==============  =========================================  =====================================
+write           the release's kernel (FP8: not reachable   the release's path on HIP: two casts
+                on HIP)                                    and a store
+rope and write  aiter's operator                           both releases' path: the rotation, the
+                                                           concatenation of q, and the write
+==============  =========================================  =====================================
+
+Every rank writes full rows. In "rope and write", q is bf16, because our attention reads bf16.
 """
 
 import torch

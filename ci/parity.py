@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""The same texts through sglang's engine, pristine and patched: the same tokens, but for near ties.
+"""Run the same texts pristine and patched in sglang's engine: equal tokens, except at near ties.
 
     ci/parity.py --preset glm-5 --release 0.5.10.post1 --output parity.json
     ci/parity.py --preset qwen3-moe --release 0.5.9 --model /models/small --tp 1
 
-Four arms on one checkpoint, one after the other: the release, twice in one server, which shows what
-repeating it changes; the patched tree with every slug off, which must not differ by more than that;
-and the patched tree. Greedy tokens may part only where the release itself was undecided between two
-tokens, and until then each token's log-probability must agree, and all of them on average by much
-more: roundings move a few tokens far, a fault in a model that is sure of nothing moves all of them
-a little. A release that repeats itself with more than roundings between can vouch for nothing, nor
-can arms that part after a few tokens: that is INCONCLUSIVE.
+Four arms run one after the other on one checkpoint: the release, twice in one server; the patched
+tree with every slug off; and the patched tree. The two runs of the release show how far the release
+reproduces itself. The arm with every slug off must not differ by more than that.
+
+Greedy tokens may differ only where the release itself has a near tie between two tokens. Up to that
+token, two bounds hold: per token (rounding may move single tokens far) and on average (a bug in a
+flat distribution moves all tokens slightly). The result is INCONCLUSIVE if the release does not
+reproduce itself up to rounding, or if the arms diverge after a few tokens.
 
 Exit codes: 0 alike, 1 apart, 2 wrong usage or refused, 3 inconclusive, 4 an arm did not run.
 """

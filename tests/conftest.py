@@ -102,23 +102,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _group(item) -> str | None:
-    """What one worker of pytest-xdist runs: tests that share arms, so none waits for another."""
+    """The pytest-xdist group of a test: tests that share arms run in one worker."""
     if item.get_closest_marker("xdist_group"):
-        return None  # its module knows better
+        return None  # the test's module sets the group
     layer = item.path.parent.name
     if layer in ("modules", "engine") or item.path.stem == "test_emulation":
         given = getattr(item, "callspec", None)
         told = [str(value) for value in given.params.values()] if given else []
         if item.config.option.release and len(item.config.platforms) == 1:
-            # All share the same arms, and one worker alone would take as long as without others.
+            # All tests share the same arms; in one group, a single worker would run all of them.
             return " ".join(sorted(told)) if layer == "engine" else item.path.stem
         releases = [r for r in trees.RELEASES if any(t == r or t.startswith(f"{r}-") for t in told)]
         platforms = [str(each) for each in item.config.platforms if str(each) in told]
         return " ".join(["arms of", *(releases or trees.RELEASES[-1:]), *platforms])
     if layer == "image":
-        return layer  # a laid-out image is made once for each worker
+        return layer  # each worker lays out the image once
     if layer in ("bench", "regression"):
-        return item.path.stem  # calls are noted, and servers started, once for each worker
+        return item.path.stem  # each worker records calls and starts servers once
     return None
 
 

@@ -32,12 +32,12 @@ SPACING = {
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# Numerics of operations that are no patch's: of upstream's, of torch's, and of steps of ours.
+# Numerics of operations that no patch declares: upstream's, torch's, and single steps of ours.
 CORRECTLY_ROUNDED, ONE_ULP = "ulp<=0", "ulp<=1"
 FP32_SUM = "rel<=1e-6 vs fp64"
-FP32_PRODUCTS = "rel<=2e-5 vs fp64"  # a matrix product whose sums stay in fp32
-# A product with an fp32 cosine is rounded in fp32, so that a rotated pair may cancel to that
-# rounding, which no ulp of the result bounds: half of its type's spacing, of the row's largest.
+FP32_PRODUCTS = "rel<=2e-5 vs fp64"  # a matrix product with fp32 accumulation
+# x*cos - y*sin is computed in fp32 and can cancel to almost zero, so its error is not bounded in
+# ULPs of the result. Bound: half a spacing of the dtype, relative to the row's largest value.
 ROTATED = {
     torch.float16: "rel<=5e-4 vs fp64",
     torch.bfloat16: "rel<=4e-3 vs fp64",

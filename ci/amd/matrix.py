@@ -4,10 +4,11 @@
     ci/amd/matrix.py --releases 0.5.9,0.5.10.post1 --archs gfx942,gfx950 --rocms 7.2 --sets all,each
     ci/amd/matrix.py ... --summary "$GITHUB_STEP_SUMMARY"     and what that costs, as Markdown
 
-A job is one release on one chip with one set of slugs (all, or one alone) and one model whose path
-has them and which the release can start without them. Each is two jobs, as hours of servers are
-more than one has: tokens and accuracy in the first, throughput in the second. The whole suite runs
-once for each image with all slugs on, beside its first model.
+A combination is one release, one chip, one set of slugs (all, or a single one) and one model. The
+model uses these slugs, and the release can start the model without them. Each combination makes two
+jobs, because one job has no time for all servers: the first compares tokens and accuracy, the
+second throughput. The whole test suite runs once per image, with all slugs on, in the job of the
+first model.
 """
 
 import argparse

@@ -61,6 +61,17 @@ def run(name: str, does: Callable[[], int]) -> int:
     return code
 
 
+def needs_first(name: str, *packages: str) -> None:
+    """The same for a module that imports them itself: called before it does."""
+
+    def asks() -> int:
+        needs(*packages)
+        return DONE
+
+    if code := run(name, asks):
+        sys.exit(code)
+
+
 def _ended(name: str, said: str, code: int) -> int:
     print(f"{name}: {said}", file=sys.stderr)
     return code

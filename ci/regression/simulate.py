@@ -11,20 +11,39 @@ says. Judged by the functions that judge real runs.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from ci.entry import needs_first, run
 
-from .decide import MARGIN
-from .family import Member, judge, start_noise
-from .look import Look, sequential_p
-from .look import start_noise as shown
-from .paired import Paired
-from .plan import ALPHA, LOOKS
-from .questions import GSM8K
-from .report import table
-from .starts import Starts, known, of_answers
+
+def asked() -> argparse.Namespace:
+    """What is asked for. --help needs no package, and a lacking one is named."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m ci.regression.simulate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--families", type=int, default=200)
+    given = parser.parse_args()
+    needs_first("simulate", "numpy", "scipy")
+    return given
+
+
+if __name__ == "__main__":
+    given = asked()
+
+import numpy as np  # noqa: E402
+
+from .decide import MARGIN  # noqa: E402
+from .family import Member, judge, start_noise  # noqa: E402
+from .look import Look, sequential_p  # noqa: E402
+from .look import start_noise as shown  # noqa: E402
+from .paired import Paired  # noqa: E402
+from .plan import ALPHA, LOOKS  # noqa: E402
+from .questions import GSM8K  # noqa: E402
+from .report import table  # noqa: E402
+from .starts import Starts, known, of_answers  # noqa: E402
 
 JOBS = 38
 LOST = 13
@@ -120,21 +139,16 @@ def row(world: World, families: int) -> list[str]:
     return [f"{world.noise:.0%}", f"{world.starts:g}", *shares, f"{runs / families / JOBS:.1f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m ci.regression.simulate", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--families", type=int, default=200)
-    given = parser.parse_args()
+def main(families: int) -> int:
     header = ["noise", "starts, points", "false alarm", "1 point found", "1 point passed",
               "all clear", "runs a job, both arms"]  # fmt: skip
     rows = []
     for world in WORLDS:
-        rows.append(row(world, given.families))
+        rows.append(row(world, families))
         print(rows[-1], flush=True)
     print("\n".join(table(header, rows)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("simulate", lambda: main(given.families)))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from ci.entry import WRONG, Stop, needs, run
+from ci.entry import WRONG, Stop, needs_first, run
 
 ARCHS = ("gfx942", "gfx950")
 
@@ -32,8 +32,7 @@ def asked() -> str | None:
     )
     parser.add_argument("arch", nargs="?", choices=ARCHS, help="default: both")
     only = parser.parse_args().arch
-    if code := run("hip_source", lambda: needs("tilelang", "torch", "triton") or 0):
-        sys.exit(code)
+    needs_first("hip_source", "tilelang", "torch", "triton")
     return only
 
 

@@ -20,6 +20,7 @@ GUARD = re.compile(r'^if __name__ == "__main__":', re.M)
 NO_CODE = ("build", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache")
 # What no person starts, and who does.
 PARTS = {
+    "ci/regression/guard.py": "servers.py",
     "tests/bench/once_each.py": "test_bench.py",
     "tests/engine/checkpoints.py": "itself, for a process of its own",
     "tests/kernels/aot.py": "itself, for a process of its own",
@@ -69,7 +70,7 @@ def start(bare: Path, command: str, *arguments: str) -> subprocess.CompletedProc
     python = bare / "venv/bin/python3"
     if not command.endswith(".py"):
         words = [bare / "house" / command]
-    elif command.startswith("tests/"):
+    elif command.startswith(("tests/", "ci/regression/")):
         module = command.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
         words = [python, "-m", module]
     else:

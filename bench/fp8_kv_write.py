@@ -1,7 +1,7 @@
-"""Cast and store K and V in an FP8 cache: one launch, beside upstream's one and the eager four.
+"""Cast and store K and V in an FP8 cache: one launch, as upstream's; the eager sequence takes four.
 
-And read it: `widen` converts the rows that a batch reads. `eager` does the same to the same rows in
-torch; a release converts its whole pool, which takes the longer the larger that is.
+`widen` dequantizes the rows that a batch reads. Its `eager` dequantizes the same rows in torch. A
+release converts its whole pool instead, in a time that grows with the pool.
 """
 
 import torch

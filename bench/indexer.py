@@ -1,8 +1,8 @@
 """The indexer's K store and its head gates.
 
 K: `eager` is the release's act_quant (TileLang, where it is installed) and store; `upstream` is
-aiter's operator, which 0.5.11 calls. Gates: `eager` is the release's fp32 projection and products,
-`upstream` 0.5.11's in bf16, both from the model's bf16 x. Both are whole on every rank.
+aiter's operator, which 0.5.11 calls. Gates: `eager` is the release's fp32 projection and scaling,
+`upstream` is 0.5.11's in bf16. Both start from the model's bf16 x. No rank splits this work.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """LayerNorm of the indexer's k_norm in one launch, beside the release's two casts and fp32 norm.
 
-`upstream` is aiter's operator, which 0.5.11 calls, and the hook too where weight and bias allow it;
-`torch` is torch's own norm of bf16, which rounds the weights too. The indexer, and so the work, is
-whole on every rank.
+`upstream` is aiter's operator. 0.5.11 calls it; our hook calls it too if weight and bias allow it.
+`torch` is torch's own LayerNorm in bf16, which also rounds the weights. The indexer, and so this
+work, is not split between ranks.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Sparse MLA attention: ours beside upstream's TileLang kernels, whole calls with cast and combine.
 
-The floor takes each selected row as read from memory once; with many heads the products take longer
-than that, so `products_us` stands beside it. Errors are ||out - ref|| / ||ref|| against fp64
-attention, over the cache as stored and over the cache before it was quantised.
+The floor counts each selected row as read from memory once. With many heads the matrix products
+take longer than the reads, so the row has `products_us` as well. Errors are ||out - ref|| / ||ref||
+against fp64 attention, once over the stored cache and once over the cache before quantization.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Rows on the screen as they come, and as evidence."""
+"""Print each row when it is measured, and write the rows as evidence."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Rotate q and k in place and store K and V: one launch, beside upstream's one per query head.
 
-Before it, a release rotates with an operator, casts for an FP8 cache and stores; `eager` is that
-sequence of 0.5.9. Half of gpt-oss' layers have a sliding window, whose slots both kernels look up
-on the way; the eager sequence has looked them up once for all layers.
+A release without the fused kernel rotates with an operator, casts for an FP8 cache, and stores;
+`eager` is that sequence of 0.5.9. Half of gpt-oss' layers have a sliding window. Both kernels look
+up its slots themselves; the eager sequence looks them up once for all layers, outside the timing.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """The rotation of q and k in place, in one launch, for the sequences that store after it.
 
-A release on HIP asks sgl_kernel's or aiter's operator for it. Where sgl_kernel is not installed,
-its Triton kernel for positions of three axes stands in, with all of them the same: one launch too.
+On HIP a release calls sgl_kernel's or aiter's operator. If sgl_kernel is not installed, the
+release's Triton kernel for three-axis positions replaces it, with three equal axes; it takes one
+launch too.
 """
 
 import torch

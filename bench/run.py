@@ -5,9 +5,10 @@
     python3 bench/run.py rope-kv-store        one or some
     python3 bench/run.py --quick              few sizes, to look at while working; writes nothing
 
-A subject is a slug, or nsa-fp8-kv-sparse-mla, which needs TileLang. Its kernel tests run first: no
-speed of a kernel whose tests are red. Needs torch 2.8, Triton, pytest and the pristine release,
-which is fetched into build/ once; uses aiter, sgl_kernel and TileLang where they are installed.
+A subject is a slug, or nsa-fp8-kv-sparse-mla, which needs TileLang. The kernel tests of a subject
+run first; a subject with failing tests is not timed. This needs torch 2.8, Triton, pytest and the
+pristine release, which is fetched into build/ once. It uses aiter, sgl_kernel and TileLang if they
+are installed.
 
 Exit codes: 0 done, 1 a subject's tests are red and nothing of it was timed, 2 wrong usage or
 something is missing.

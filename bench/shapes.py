@@ -1,8 +1,9 @@
-"""What one rank of each model holds: the shapes that are measured, and compiled ahead of time.
+"""The shapes of one rank of each model, for the benchmarks and for ahead-of-time compilation.
 
 From the models' published config.json: GLM-5, DeepSeek-V3.2, gpt-oss-120b, MiniMax-M2.5 and, for
-Qwen3-MoE, Qwen3-235B-A22B. Tensor parallelism divides query heads and KV heads; a KV head is never
-divided but repeated. The indexer, and the latent rows of MLA, are whole on every rank.
+Qwen3-MoE, Qwen3-235B-A22B. Tensor parallelism divides the query heads and the KV heads. If there
+are fewer KV heads than ranks, ranks share a KV head. The indexer and the latent rows of MLA are not
+divided: every rank has all of them.
 """
 
 from dataclasses import dataclass, replace

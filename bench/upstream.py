@@ -1,8 +1,8 @@
-"""The rivals: kernels of a pristine release, imported beside the overlay's without sglang itself.
+"""Upstream's kernels for comparison, imported from a pristine release without the rest of sglang.
 
-A release's kernel modules need a few facts of the platform and nothing else of sglang, so those
-facts are stood in for and everything else is the published file. Nothing of sglang's own packages
-runs, so neither its requirements nor an installed sglang matter.
+A kernel module of a release needs only a few facts about the platform from sglang. This module
+provides these facts; all other code is the published file. No other code of sglang runs, so its
+requirements need not be installed, and an installed sglang does not matter.
 """
 
 import functools

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say which of the evidence still speaks of this checkout.
+"""Say which evidence is still valid for this checkout.
 
     python3 tools/evidence.py           each file and slug: fresh, or what has changed since
     python3 tools/evidence.py --json    the same for machines

@@ -4,9 +4,9 @@
     python3 tools/export.py --release R --slug S --tree DIR   what DIR has of S, edited or not
     python3 tools/export.py --check                           re-export all, fail on any byte
 
-Other patches that are on in DIR, the self-report's among them, are left out, and said. The header
-(everything above the first ``diff --git``) is kept; a new slug gets one to fill in, and its line in
-``series``. The pristine release is fetched into ``build/pristine/`` once.
+Other patches that are on in DIR, including the self-report's, are left out, with a message. The
+header (everything above the first ``diff --git``) is kept. A new slug gets a header to fill in and
+its line in ``series``. The pristine release is fetched into ``build/pristine/`` once.
 Exit codes: 0 written or as expected, 1 --check finds a difference, 2 wrong usage or refused, and
 nothing was written.
 """

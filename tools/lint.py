@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what the tool cannot: headers, thin hooks, one name for one thing, generated tables.
+"""Check what apply.py does not: headers, thin hooks, one name for one thing, generated tables.
 
     python3 tools/lint.py              all problems, one a line
     python3 tools/lint.py --write      write the generated tables first

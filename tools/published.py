@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write patches/published.json: the files that tell every published release from every other.
+"""Write patches/published.json: the files that distinguish every published release.
 
     python3 tools/published.py                all releases from 0.5.6 on that the package index has
     python3 tools/published.py 0.5.24 ...     add these to the table

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""That the GPUs of a machine are of one chip, as many as needed, and that nobody else is on them.
+"""Check that a machine has enough GPUs, all of one chip, and that no other process uses them.
 
-Memory that a killed job still holds makes the next one fail in ways that look like a fault of the
-patches; so this waits for it, then says who has it.
+If a killed job still holds GPU memory, the next job fails in ways that look like a bug of the
+patches. So this command waits until the memory is free, then names the processes that hold it.
 
 Exit codes: 0 free, 1 not, 2 wrong usage.
 """

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A job's results as Markdown, for the page that GitHub shows of it.
+"""The results of a job as Markdown, for the job's summary page on GitHub.
 
     ci/amd/summary.py FOLDER TITLE "STEP STEP..." >> "$GITHUB_STEP_SUMMARY"
 
-FOLDER has what the steps wrote: tests.xml, long.xml, parity.json, gsm8k.json, throughput.json. One
-that is not there is said to be missing: a step that did not run is no step that passed. One that is
-torn, or holds something else than its step writes, is broken and has no verdict.
+FOLDER has the files of the steps: tests.xml, long.xml, parity.json, gsm8k.json, throughput.json. An
+absent file is reported as missing: a step that did not run did not pass. A file that is incomplete,
+or has other content than its step writes, is reported as broken and has no verdict.
 """
 
 import json

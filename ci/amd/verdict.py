@@ -3,10 +3,10 @@
 
     ci/amd/verdict.py FOLDER MATRIX >> "$GITHUB_STEP_SUMMARY"
 
-Each of many comparisons finds a regression that is none in one of twenty; `ci/gsm8k.py combine`
-gives the verdict of the family (Holm). FOLDER has the artifacts of the jobs,
-`results-<name>/gsm8k.json`; MATRIX is what ci/amd/matrix.py said. A job without a result is named:
-what did not run did not pass.
+A single comparison reports a false regression in one of twenty runs. `ci/gsm8k.py combine` corrects
+for many comparisons (Holm). FOLDER has the artifacts of the jobs, `results-<name>/gsm8k.json`.
+MATRIX is the output of ci/amd/matrix.py. The verdict names each job without a result: a job that
+did not run did not pass.
 
 Exit codes: those of ci/gsm8k.py; 4 if all that ran pass and a job has no result.
 """

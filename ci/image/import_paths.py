@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Let editable installs win over folders of the same name where users start Python.
+"""Give editable installs priority over folders of the same name in the user's directory.
 
 pip's editable installs (PEP 660) are found by an import hook that comes after the search path. In
 /sgl-workspace the path finds the *checkout* `aiter/` first: a folder without __init__.py, so a

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Turn slugs on in the sglang of a ROCm image, and prove that what was asked for is what runs.
+"""Turn slugs on in the sglang of a ROCm image, and prove that the requested slugs are active.
 
-Refuses, with nothing written, what is no image of the release that was asked for and a patch set
+Refuses, with nothing written, an image of another release than the requested one, and a patch set
 other than the one that the image's labels will name.
 
 Exit codes: 0 done, 1 refused, 2 wrong usage.

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""That an image imports what it should, from where users start, and that no package changed.
+"""Check an image: it imports what it should from the user's directory, and no package changed.
 
     smoke.py before FILE             note the version of every installed package
     smoke.py after FILE --arch ARCH  compare with that note, import what sglang needs, and ask the
                                      patches what they are
     smoke.py gpu                     import the modules that are patched, too; needs the GPU
 
-A build host has no GPU. aiter asks one for its architecture when it is imported, unless GPU_ARCHS
-says it; what cannot be imported there all the same is said, and left to the first container on a
-GPU, as are the patched modules, some of which ask a GPU what it is.
+A build host has no GPU. aiter queries a GPU for its architecture at import, unless GPU_ARCHS names
+the architecture. The command lists each package that cannot be imported without a GPU; the first
+container on a GPU checks these packages. That container also checks the patched modules, because
+some of them query a GPU.
 
 Exit codes: 0 all is well, 1 something is not, 2 wrong usage.
 """

@@ -1,8 +1,8 @@
-"""Whether a kernel's addresses hold past 2^31: bounds of its 32-bit integers, from Triton's IR.
+"""Find addresses that overflow 32 bits: bounds of the 32-bit integers in a kernel's Triton IR.
 
-Offsets wrap silently where a stride times an index is computed in 32 bits. Every i32 value of the
-IR gets the largest magnitude that it can have in one launch, from the launch's integer arguments
-and grid; a value beyond 31 bits that an address is made of is told.
+An offset wraps silently if a stride times an index is computed in 32 bits. For every i32 value of
+the IR, this module computes the largest magnitude in one launch, from the launch's integer
+arguments and grid. It reports each value beyond 31 bits that is part of an address.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Machine code for an AMD GPU, from a machine that has none.
+"""Compile machine code for an AMD GPU on a machine without one.
 
     code = aot.compile("sglang.srt.rocm_patches.layernorm_kernel", "_layernorm_kernel",
                        signature={"x": "*bf16", "out": "*fp8", "eps": "fp32", "rows": "i32"},
@@ -12,10 +12,10 @@ bytes, `i32:16` says divisible by 16, `far=["out"]` that a tensor ends past 2 Gi
 that is not a constexpr has a type; of one that is left out it is None.
 A constexpr "tl.float32" is that Triton type. Other keywords are options of Triton's AMD backend.
 
-The tests' own process may run Triton's interpreter, in which there is nothing to compile: one
-worker process does it, for the whole session, with its cache in build/. It takes the environment's
-Triton, or with `--aot-triton FOLDER` the one that lies there (pip install --target FOLDER): the
-ROCm images carry older ones. Tests that compile here are marked `aot`.
+The process of the tests may run Triton's interpreter, which compiles nothing. So one worker process
+compiles for the whole session, with its cache in build/. It uses the environment's Triton, or with
+`--aot-triton FOLDER` the Triton in FOLDER (pip install --target FOLDER), because the ROCm images
+carry older versions. Tests that compile here are marked `aot`.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Machine code of a HIP source, by the compiler of a ROCm installation; no GPU needed.
+"""Compile a HIP source to machine code with the compiler of a ROCm installation; needs no GPU.
 
 `hipcc`, or what $HIPCC says: any clang for AMD's GPUs that finds HIP's headers. TileLang's flags.
 """

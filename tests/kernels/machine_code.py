@@ -1,10 +1,10 @@
-"""What every kernel of the overlay is on gfx942 and gfx950, in every form that real models select.
+"""Machine code of every overlay kernel on gfx942 and gfx950, in every form that real models select.
 
     python3 -m tests.kernels.machine_code    into evidence/aot.gfx942.jsonl and aot.gfx950.jsonl
 
 A row is one specialisation: its resources as Triton compiled them ahead of time, beside those of
-upstream's kernel for the same call (release 0.5.10.post1) where it has one. `problems` is the gate
-that test_machine_code.py holds each of them to.
+upstream's kernel for the same call (release 0.5.10.post1), if upstream has one. `problems` is the
+gate: test_machine_code.py checks each row with it.
 """
 
 import argparse

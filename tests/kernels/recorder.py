@@ -1,4 +1,4 @@
-"""What Triton would compile for a call, found by making the call on tensors without memory.
+"""Find what Triton would compile for a call, by making the call on tensors without memory.
 
     (launch,) = recorded(lambda: write_kv(k, v, cache, slots, None, None), "gfx942")
     code = aot.compile_request(launch.request)

@@ -1,4 +1,4 @@
-"""Catches machine code that is looked at and not seen: spills, narrow accesses, too much LDS."""
+"""Catches an AOT check that overlooks spills, narrow accesses or too much LDS."""
 
 import dataclasses
 

@@ -1,9 +1,10 @@
 """Catches a row whose bits depend on how many rows are launched with it.
 
-Every kernel of the overlay answers: `ALONE` runs a row by itself and among 600, on whatever the
-platform is. On a CPU that shows a sum that is split by the size of the batch; how a sum is laid out
-over threads shows on a GPU, and in what the compiler makes of each launch, which is looked at here.
-A kernel that cannot answer with yes is in `BY_BATCH`: its slug declines in deterministic inference.
+The tests cover every kernel of the overlay. `ALONE` runs a row by itself and among 600 rows, on any
+platform. A CPU reveals a sum that is split by the batch size. Only a GPU, or the compiled code of
+each launch, reveals how a sum is laid out over threads; these tests inspect the compiled code. A
+kernel whose rows depend on the batch is in `BY_BATCH`: its slug declines in deterministic
+inference.
 """
 
 import ast

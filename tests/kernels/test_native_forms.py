@@ -1,4 +1,4 @@
-"""Catches a reason that breaks the graph which it is said in, or is not said as one is traced."""
+"""Catches a logged reason that breaks a traced graph, or that is not logged during tracing."""
 
 import pytest
 import torch

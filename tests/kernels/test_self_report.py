@@ -1,4 +1,4 @@
-"""Catches: a switch that is not obeyed, a slug active where it cannot be right, a false report."""
+"""Catches: a switch that is not obeyed, a slug active where it cannot work, a false report."""
 
 import json
 import logging

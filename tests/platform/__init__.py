@@ -1,4 +1,4 @@
-"""What a test runs on: a real AMD GPU, an NVIDIA GPU in its place, or a CPU in its place."""
+"""The platform of a test: an AMD GPU, or an NVIDIA GPU or a CPU that sglang takes for one."""
 
 from .value import Platform, available, choose
 

@@ -4,9 +4,9 @@
     result = pristine.run("tests.modules.norms:layernorm", x=x, dtype="bfloat16")
     result.outputs["y"]; result.operators; result.kernels; result.launches
 
-A scenario is a function of a module that is imported in the arm. It is called with the platform
-and the inputs (tensors come on the platform's device) and returns tensors and plain values by name.
-Several scenarios may share the process; one that leaves things behind runs with `alone=True`.
+A scenario is a function of a module that is imported in the arm. It is called with the platform and
+the inputs (tensors are on the platform's device) and returns a dict of tensors and plain values.
+Several scenarios may share the process. A scenario that leaves state behind runs with `alone=True`.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
-"""A CPU in the place of an AMD GPU: torch.cuda answers as ROCm's does, tensors lie in memory.
+"""A CPU in place of an AMD GPU: torch.cuda answers like ROCm's, and tensors are in host memory.
 
-Every tensor says that it is on cuda:0, and whatever is asked for on "cuda" is made on the CPU.
-What this cannot show: a copy to the device that is missing, a race, a synchronisation.
-A function of torch.cuda that is not listed here fails as it does in any torch without CUDA.
+Every tensor reports the device cuda:0, and a tensor requested on "cuda" is allocated on the CPU.
+This cannot detect a missing copy to the device, a race, or a missing synchronization.
+A function of torch.cuda that is not listed here fails as in any torch without CUDA.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Process groups without NCCL, and processes that need not import everything once more."""
+"""Process groups without NCCL, and child processes that do not repeat the imports."""
 
 import functools
 import multiprocessing

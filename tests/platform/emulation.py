@@ -1,8 +1,8 @@
-"""Make this process one in which sglang finds an AMD GPU.
+"""Make sglang find an AMD GPU in this process.
 
-On `rocm` nothing is replaced; calls are counted. On `cuda` an NVIDIA GPU says that it is gfx950:
-Triton and, where installed, TileLang run natively; aiter's and sgl_kernel's compiled operators are
-the references. On `cpu` everything is.
+On `rocm` nothing is replaced; calls are counted. On `cuda` an NVIDIA GPU reports itself as gfx950.
+Triton and, if installed, TileLang run natively; references replace the compiled operators of aiter
+and sgl_kernel. On `cpu` everything is replaced.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
-"""HIP graphs on a CPU: a capture records what runs, a replay runs it again into the same memory.
+"""HIP graphs on a CPU: a capture records the operations, a replay runs them on the same memory.
 
 Host code is frozen at capture, as on a GPU: numbers, shapes and branches are those of the capture.
-What this cannot show: a synchronisation that a GPU refuses during capture.
+This cannot detect a synchronization that a GPU refuses during capture.
 """
 
 import contextlib

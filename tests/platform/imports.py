@@ -1,8 +1,8 @@
-"""Packages that are not there, stood in for while sglang is imported.
+"""Stand-ins for missing packages, so that sglang can be imported.
 
-A package of the allow-list becomes a tree of empty modules. A name that an operator provides is
-that operator; every other name is a placeholder: it can be imported, named in an annotation and
-compared, and raises NotEmulatedError, with its own name, when it is called or instantiated.
+A package of the allow-list becomes a tree of empty modules. A name with an emulated operator gives
+that operator. Every other name gives a placeholder, which can be imported, used in an annotation
+and compared. Calling or instantiating a placeholder raises NotEmulatedError with the name.
 """
 
 import importlib

@@ -1,9 +1,9 @@
-"""A process that has imported what every arm needs, all but sglang, and forks into arms.
+"""A fork server for arms: it has imported everything that an arm needs except sglang.
 
-Importing torch, Triton and sglang's own requirements is most of an arm's start. On the CPU platform
-they are imported once for each architecture and set of packages. Where all arms of one tree and
-environment go on to import the same of sglang, a child does that once, and they are its children.
-A GPU allows no fork.
+Importing torch, Triton and sglang's requirements takes most of the start of an arm. On the CPU
+platform, one server per architecture and set of packages imports them once. If all arms of one tree
+and environment import the same modules of sglang, a child of the server imports these modules once,
+and the arms are forked from that child. A process that uses a GPU cannot be forked.
 """
 
 import functools

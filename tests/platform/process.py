@@ -1,4 +1,4 @@
-"""Processes that answer: one JSON object a line in, one out, in the order of the questions."""
+"""Request and reply with a child process: one JSON object per line each way, in order."""
 
 import atexit
 import contextlib

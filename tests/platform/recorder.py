@@ -1,4 +1,4 @@
-"""What a path ran: every operator, every Triton kernel and every tensor operation.
+"""Record every operator, every Triton kernel and every tensor operation that a path runs.
 
     with recorder.record() as run:
         ...
@@ -6,8 +6,8 @@
     run.kernels["_layernorm_kernel"]           # launches
     run.launches                               # all of them, torch's own included
 
-What a reference does inside counts as the one operator that it stands for.
-A scenario of an arm marks the part that counts, without its own preparations:
+The operations inside a reference count as the one operator that the reference replaces.
+A scenario of an arm marks the part to be counted, without the preparations:
 
     with recorder.measured():
         ...

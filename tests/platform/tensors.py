@@ -1,4 +1,4 @@
-"""Inputs that find faults: poison, gaps between rows, odd sizes, the edges of a format."""
+"""Inputs that reveal bugs: poison, gaps between rows, odd sizes, extreme values of a format."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Catches an arm that is not what it says: another device, a faked name, a launch not counted."""
+"""Catches an arm with a wrong device, a wrong device name, or a launch that is not counted."""
 
 import subprocess
 import sys

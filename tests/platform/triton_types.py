@@ -1,7 +1,8 @@
 """Triton's block types and shapes, made once.
 
-The interpreter makes a type, a shape and a broadcast anew for each value of each program: together
-nearly half of an interpreted kernel's time. None of them is ever changed, so equal ones are shared.
+Triton's interpreter creates a type, a shape and a broadcast for each value of each program. That
+takes nearly half of the time of an interpreted kernel. These objects are never changed, so this
+module creates each of them once and shares it.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The platform of a test, as a value.
 
-Importing this imports neither torch nor Triton: on the CPU Triton's interpreter has to be asked
-for before Triton is imported.
+This module imports neither torch nor Triton: on the CPU, the environment variable of Triton's
+interpreter must be set before Triton is imported.
 """
 
 from __future__ import annotations

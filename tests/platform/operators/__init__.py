@@ -1,9 +1,9 @@
 """Strict references of the compiled operators that the tested paths reach.
 
-Each has the signature of the operator that it stands for and its arithmetic on the architecture
-(which e4m3, which largest value, how bf16 is rounded, what is left untouched). What a reference
-does not implement raises NotEmulatedError, with the operator's name: an argument that is passed and
-ignored would let a wrong call pass.
+Each reference has the signature of its operator and the operator's arithmetic on the architecture:
+the e4m3 format, its largest value, the rounding of bf16, the memory that is left untouched. An
+argument that a reference does not implement raises NotEmulatedError with the operator's name,
+because a reference that ignored the argument would let a wrong call pass.
 """
 
 import dataclasses

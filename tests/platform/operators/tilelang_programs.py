@@ -1,8 +1,8 @@
-"""Our own TileLang programs: the code that chooses and calls them stays real, and so do the
-functions that build them; what TileLang would compile is replaced by a reference of its name.
+"""Our own TileLang programs: the code that chooses, builds and calls a program stays real. A
+reference of the same name replaces the code that TileLang would compile.
 
-A program is known by its signature, as TileLang's host code knows it: shapes and types of what it
-is called with are checked against that, and each dynamic dimension must be the same everywhere.
+The reference knows the signature of the program. It checks the shapes and dtypes of the arguments,
+as TileLang's host code does. Each dynamic dimension must have the same value in all arguments.
 """
 
 import inspect

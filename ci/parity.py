@@ -101,8 +101,11 @@ def check_paths(given: argparse.Namespace) -> None:
         raise entry.Stop(f"refused: --patched-tree {given.patched_tree}: no sglang lies in it")
     try:
         given.output.parent.mkdir(parents=True, exist_ok=True)
+        there = given.output.exists()
         with given.output.open("a"):
             pass
+        if not there:
+            given.output.unlink()
     except OSError as error:
         raise entry.Stop(f"refused: --output {given.output}: {error.strerror}") from error
 

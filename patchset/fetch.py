@@ -74,6 +74,12 @@ def _downloaded(build: Path, name: str, pinned: str) -> bytes:
     return data
 
 
+def digest(name: str, build: Path) -> str:
+    """The sha256 of the wheel that the package index serves, for a release that is pinned anew."""
+    with folder.scratch(build.resolve(), ".fetch-") as place:
+        return hashlib.sha256(folder.read(_download(name, place))).hexdigest()
+
+
 def _download(release: str, place: Path) -> Path:
     # No dependencies: the tree is patched, not run. No source distribution: it would be built.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]

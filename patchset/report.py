@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,10 @@ def as_json(state: State | None, message: str, **rest: Any) -> dict[str, Any]:
 
 def slug_states(state: State, on: Collection[str]) -> dict[str, str]:
     release, known = state.release, state.patchset.published
-    patches, upstream = (release.patches, release.upstream) if release else ((), ())
+    patches = release.patches if release else ()
+    upstream = [*release.upstream] if release else []
     if state.published:
-        upstream = tuple(known.upstream(state.published, "whole"))
+        upstream = known.upstream(state.published, "whole")
     return {
         slug: "upstream"
         if slug in upstream
@@ -279,17 +280,19 @@ def _release(release: Release) -> str:
             "numerics": said.get("Numerics", ""),
             "off with": f"{said.get('Switch', '')}=0",
         }
-        for name, fact in facts.items():
-            if not fact:
-                continue
-            wrapped = textwrap.wrap(fact, WIDTH - 13, break_on_hyphens=False)
-            lines += [
-                f"    {head:<9}{text}" for head, text in zip_longest([name], wrapped, fillvalue="")
-            ]
-    lines += [
-        f"\n  {slug}\n    upstream: this release has it of itself" for slug in release.upstream
-    ]
+        lines += _facts(facts)
+    for slug, by in release.upstream.items():
+        lines += ["", f"  {slug}", *_facts({"upstream": f"has it whole: {by}; nothing to apply"})]
     return "\n".join(lines)
+
+
+def _facts(facts: Mapping[str, str]) -> list[str]:
+    lines = []
+    for name, fact in facts.items():
+        wrapped = textwrap.wrap(fact, WIDTH - 13, break_on_hyphens=False)
+        if fact:
+            lines += [f"    {a:<9}{b}" for a, b in zip_longest([name], wrapped, fillvalue="")]
+    return lines
 
 
 _STRUCTURE = {"release", "also", "upstream", "wheels"}

@@ -34,7 +34,7 @@ class Patch(NamedTuple):
 class Release(NamedTuple):
     name: str
     also: tuple[str, ...]  # other releases whose touched files are the same bytes
-    upstream: tuple[str, ...]  # slugs that this release has of itself
+    upstream: Mapping[str, str]  # slugs that this release has of itself, and since what
     info: Mapping[str, Any]  # release.json
     patches: Mapping[str, Patch]  # by slug, in the order of the series
     self_report: Patch | None
@@ -165,7 +165,7 @@ def _release(home: Path, overlay: Mapping[str, bytes]) -> Release:
     release = Release(
         name=info["release"],
         also=tuple(info.get("also", ())),
-        upstream=tuple(info.get("upstream", ())),
+        upstream=info.get("upstream", {}),
         info=info,
         patches=patches,
         self_report=_patch(SELF_REPORT, home, own) if own else None,

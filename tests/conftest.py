@@ -31,6 +31,8 @@ from tests.kernels import aot
 from tests.platform import trees, value
 
 ROOT = Path(__file__).resolve().parents[1]
+# Releases of which ci/test without --long runs the modules of one chip.
+BY_DEFAULT = {"0.5.12.post1": "gfx942", "0.5.16": "gfx950"}
 
 
 def pytest_addoption(parser):
@@ -91,6 +93,8 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
+        if _is_for_the_long_run(item):
+            item.add_marker(pytest.mark.long)
         if group := _group(item):
             item.add_marker(pytest.mark.xdist_group(group))
     if config.option.aot_triton is None and any(p.name == "cuda" for p in config.platforms):
@@ -99,6 +103,15 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("aot"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _is_for_the_long_run(item) -> bool:
+    """The other chip's modules of a release whose kernels and guards another release proves too."""
+    given = getattr(item, "callspec", None)
+    release, platform = (given.params.get(x) if given else None for x in ("release", "platform"))
+    if item.config.option.release or item.path.parent.name != "modules" or platform is None:
+        return False
+    return platform.arch != BY_DEFAULT.get(release, platform.arch)
 
 
 def _group(item) -> str | None:

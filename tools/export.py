@@ -43,6 +43,7 @@ Fixes: none
 
 """
 DIFF_START = "diff --git "
+MARKER = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.M)
 
 # Whatever the user's configuration says, a patch has the same bytes on every machine.
 GIT_DIFF = [
@@ -66,13 +67,16 @@ def python_files(tree: Path) -> set[str]:
 
 
 def changed_files(pristine: Path, edited: Path) -> list[str]:
-    """The Python files that two trees have in different bytes."""
+    """The Python files of `edited`, all of a tree's or the touched alone, in other bytes."""
     changed = []
-    for path in sorted(python_files(pristine) | python_files(edited)):
+    for path in sorted(python_files(edited)):
         old, new = pristine / path, edited / path
-        if not (old.exists() and new.exists()):
+        if not old.exists():
             raise Stop(f"{path} is in one tree only; new files belong in overlay/")
-        if old.read_bytes() != new.read_bytes():
+        text = new.read_bytes()
+        if MARKER.search(text):
+            raise Stop(f"{new} has a conflict between markers: decide it first")
+        if old.read_bytes() != text:
             changed.append(path)
     return changed
 
@@ -227,14 +231,8 @@ def check() -> int:
         pristine = pristine_tree(patch.parent.name)
         with tempfile.TemporaryDirectory() as scratch:
             edited = applied(patch, pristine, Path(scratch))
-            touched = {p for p in python_files(pristine) if (edited / p).exists()}
-            with tempfile.TemporaryDirectory() as base:
-                for path in touched:
-                    target = Path(base, path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(pristine / path, target)
-                changed = changed_files(Path(base), edited)
-                expected = header(patch) + diff(Path(base), edited, changed)
+            changed = changed_files(pristine, edited)
+            expected = header(patch) + diff(pristine, edited, changed)
         if expected != patch.read_text():
             print(f"export: {patch.relative_to(HOUSE)} is not what a re-export writes")
             wrong = WRONG

@@ -19,7 +19,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HOME))
 
-from ci.regression.presets import ARCHS, PRESETS, comparable  # noqa: E402
+from ci.regression.presets import ARCHS, PRESETS, RELEASES, comparable  # noqa: E402
 from patchset import series  # noqa: E402
 
 ROCMS = ("7.0", "7.2")
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     patchset = series.load(HOME)
     choices = {
-        "releases": tuple(patchset.releases),
+        "releases": RELEASES,
         "archs": ARCHS,
         "rocms": ROCMS,
         "sets": SETS,

@@ -71,6 +71,7 @@ class Case:
 NO_FP8 = r"expected torch\.bfloat16|656"
 DIVIDED = "prefill divides the live k and v by their scales; decode stores without them"
 UNREAD = "prefill divides the live k and v by their scales, and no attention reads with them"
+UNSCALED = "prefill descales an unscaled q by k_scale, ragged decode reads without scales"
 WINDOW = "decode attends to one key fewer than the window holds"
 NSA = ("layernorm", "indexer", "nsa-fp8-kv")
 ROPE = ("rope-kv-store",)
@@ -128,6 +129,30 @@ CASES = {
     ),
     "0.5.9-qwen3-moe-fp8-scaled": Case(
         "qwen3-moe", "fp8", ROPE, ("gfx950",), TRITON, {}, SCALES, release="0.5.9"
+    ),
+    "0.5.12-minimax-m2-fp8-scaled": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED,
+        release="0.5.12.post1", long=True,
+    ),
+    "0.5.12-qwen3-moe-fp8-scaled": Case(
+        "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx950",), AITER, {}, SCALES, (), UNSCALED,
+        release="0.5.12.post1", long=True,
+    ),
+    "0.5.12-gpt-oss-fp8-scaled": Case(
+        "gpt-oss", "fp8", ROPE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED, WINDOW,
+        release="0.5.12.post1", long=True,
+    ),
+    "0.5.16-minimax-m2-fp8-scaled": Case(
+        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED,
+        release="0.5.16", long=True,
+    ),
+    "0.5.16-qwen3-moe-fp8-scaled": Case(
+        "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx950",), AITER, {}, SCALES, (), UNSCALED,
+        release="0.5.16", long=True,
+    ),
+    "0.5.16-gpt-oss-fp8-scaled": Case(
+        "gpt-oss", "fp8", ROPE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED, WINDOW,
+        release="0.5.16", long=True,
     ),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ import yaml
 from ci import parity
 from ci.regression import accuracy_cli, decide, throughput_cli
 from ci.regression.exits import INCONCLUSIVE
+from ci.regression.presets import RELEASES
 from tests.image.layout import DIGEST, stub
 from tests.platform import trees
 from tests.platform.trees import ROOT
@@ -152,7 +153,7 @@ def test_a_start_by_hand_with_nothing_chosen_is_four_jobs_that_run_every_slug():
 def test_a_tag_starts_few_jobs_in_which_every_slug_runs():
     rows = matrix(*untouched(by_hand=False))
     assert len(rows) <= 16
-    for release in trees.RELEASES:
+    for release in RELEASES:
         for arch in ("gfx942", "gfx950"):
             jobs = [row for row in rows if (row["release"], row["arch"]) == (release, arch)]
             assert run_slugs(jobs) == set(trees.slugs(release))
@@ -317,7 +318,7 @@ def test_the_matrix_has_each_release_chip_and_slug_with_a_model_that_runs_it():
 
     rows = matrix("--rocms", "7.0,7.2")
     assert len({row["name"] for row in rows}) == len(rows)
-    for release in trees.RELEASES:
+    for release in RELEASES:
         for arch in ("gfx942", "gfx950"):
             for rocm in ("7.0", "7.2"):
                 image = {"release": release, "arch": arch, "rocm": rocm}
@@ -337,7 +338,7 @@ def test_a_release_that_cannot_start_a_model_gets_another_one():
         release: {
             row["preset"] for row in matrix("--releases", release) if row["slug"] == "indexer"
         }
-        for release in trees.RELEASES
+        for release in RELEASES
     }
     assert of == {"0.5.9": {"deepseek-v3.2"}, "0.5.10.post1": {"glm-5"}}
 

@@ -99,6 +99,7 @@ def forward(
         batch_size=q.shape[0],
         hisparse_coordinator=None,
         nsa_cp_metadata=None if gathered is None else object(),
+        attn_cp_metadata=None if gathered is None else object(),
     )
     if gathered is not None:
         attn.rebuild_cp_kv_cache = _gather(gathered)
@@ -223,6 +224,7 @@ def _attention(platform, w_kc, w_vc, cache, attention_backend, neox):
         current_attention_backend=attention_backend,
         kv_cache_dtype="fp8_e4m3" if cache == "fp8" else "bfloat16",
         next_skip_topk=None,
+        kv_b_proj=types.SimpleNamespace(),  # without a LoRA
     )
     attn.o_proj = _nothing
     return attn

@@ -6,13 +6,14 @@ from unittest import mock
 import torch
 
 from ..platform import recorder
+from ..platform.trees import RELEASES
 from . import pools, setting
 
 REQUESTS, CONTEXT = 3, 64
 # What a release's aiter backend attends with in decode, "swa" being over a sliding-window pool.
-DECODES = {"0.5.9": ("ragged",), "0.5.10.post1": ("ragged", "unified", "swa")}
+DECODES = dict.fromkeys(RELEASES, ("ragged", "unified", "swa")) | {"0.5.9": ("ragged",)}
 # Whether it verifies drafts. 0.5.9 leaves where each request's drafts begin in a local variable.
-VERIFIES = {"0.5.9": False, "0.5.10.post1": True}
+VERIFIES = {release: release != "0.5.9" for release in RELEASES}
 
 
 def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache, context=None):
@@ -42,9 +43,13 @@ def aiter_backend(platform, pool, heads, kv_heads, head_dim, requests, cache, co
         page_size=pool.page_size,
         sliding_window_size=None,
     )
-    with mock.patch.multiple(
-        upstream, get_attention_tp_size=lambda: 1, is_dp_attention_enabled=lambda: False
-    ):
+    alone = {"is_dp_attention_enabled": lambda: False}
+    if hasattr(upstream, "get_parallel"):  # from 0.5.16 on
+        one = types.SimpleNamespace(attn_tp_size=1)
+        alone["get_parallel"] = lambda: one
+    else:
+        alone["get_attention_tp_size"] = lambda: 1
+    with mock.patch.multiple(upstream, **alone):
         return upstream.AiterAttnBackend(runner)
 
 

@@ -52,7 +52,7 @@ def read_back(
     )
     width = max(pools.SLOTS // requests, length)
     slots = 1 + torch.randperm(requests * width).view(requests, width)[:, :length].to(device)
-    table.req_to_token[:, :length] = slots
+    table.req_to_token[:requests, :length] = slots
     layer = setting.attention_layer(
         heads,
         kv_heads,
@@ -67,6 +67,7 @@ def read_back(
     shape = heads, kv_heads, head_dim
     attention = backend.aiter_backend(platform, pool, *shape, table, cache, context)
     attention.v_scale = torch.tensor([default_v_scale], device=device)
+    attention.num_draft_tokens = drafts  # of what speculates
     whole = torch.ones(requests, dtype=torch.int64, device=device)
     outputs, moved, done = [], [], 0
     for mode, count in [

@@ -1,5 +1,8 @@
 """Scenarios: upstream's KV pools and what writes into them. Caches come back as bytes and dtype."""
 
+import importlib
+import importlib.util
+import inspect
 import types
 
 import torch
@@ -42,8 +45,10 @@ def mha_pool(platform, cache, heads, head_dim, v_head_dim=None, page_size=1, slo
 
 def swa_pool(platform, cache, heads, head_dim):
     """Layer 0 has a sliding window, layer 1 sees everything; the window's slots are reversed."""
+    from sglang.srt.mem_cache import memory_pool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
+    layouts = "kv_cache_layout" in inspect.signature(memory_pool.MHATokenToKVPool).parameters
     pool = SWAKVPool(
         size=SLOTS,
         size_swa=SLOTS,
@@ -53,8 +58,8 @@ def swa_pool(platform, cache, heads, head_dim):
         head_dim=head_dim,
         swa_attention_layer_ids=[0],
         full_attention_layer_ids=[1],
-        enable_kvcache_transpose=False,
         device="cuda",
+        **({} if layouts else {"enable_kvcache_transpose": False}),
     )
     for each in (pool.swa_kv_pool, pool.full_kv_pool):
         poison(each.k_buffer[0])
@@ -66,7 +71,7 @@ def swa_pool(platform, cache, heads, head_dim):
 
 def latent_pool(platform, cache, nsa):
     """MLA or NSA: rows of 512 latent and 64 rotary columns, no scales."""
-    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool, NSATokenToKVPool
+    from sglang.srt.mem_cache import memory_pool
 
     common = {
         "size": SLOTS,
@@ -79,12 +84,22 @@ def latent_pool(platform, cache, nsa):
         "enable_memory_saver": False,
     }
     if nsa:
-        pool = NSATokenToKVPool(index_head_dim=128, kv_cache_dim=576, **common)
+        common["page_size"] = index_page()
+        sparse = getattr(memory_pool, "NSATokenToKVPool", None) or memory_pool.DSATokenToKVPool
+        pool = sparse(index_head_dim=128, kv_cache_dim=576, **common)
         poison(pool.index_k_with_scale_buffer[0])
     else:
-        pool = MLATokenToKVPool(**common)
+        pool = memory_pool.MLATokenToKVPool(**common)
     poison(pool.kv_buffer[0])
     return pool
+
+
+def index_page() -> int:
+    """Tokens of a page of a sparse pool: 64 where index K is preshuffled, from 0.5.12 on."""
+    name = "nsa" if importlib.util.find_spec("sglang.srt.layers.attention.nsa_backend") else "dsa"
+    utils = importlib.import_module(f"sglang.srt.layers.attention.{name}.utils")
+    preshuffles = getattr(utils, "aiter_can_use_preshuffle_paged_mqa", lambda: False)
+    return 64 if preshuffles() else 1
 
 
 def contents(pool, layer_id=0) -> dict:

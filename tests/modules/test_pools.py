@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.modules.pools import SLOTS
+from tests.platform.trees import slugs as series
 from tests.tolerances import CORRECTLY_ROUNDED, ONE_ULP, assert_bitwise, assert_close
 
 TOKENS = 9
@@ -69,9 +70,20 @@ def test_v_has_its_own_head_size(either_arm, platform, slots):
     assert_cache(platform, "fp8", result["v_cache"], v, None, slots, "v_cache")
 
 
+def loads_integers(release, platform) -> bool:
+    """Whether upstream's MLA write loads FP8 with an integer for masked lanes, as from 0.5.11 on.
+
+    Triton's interpreter casts no integer to FP8.
+    """
+    return platform.name == "cpu" and release not in ("0.5.9", "0.5.10.post1")
+
+
 @pytest.mark.parametrize("nsa", [False, True], ids=["mla", "nsa"])
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])
-def test_latent_pools_hold_what_was_stored(either_arm, platform, slots, cache, nsa):
+def test_latent_pools_hold_what_was_stored(either_arm, arms, platform, slots, cache, nsa):
+    upstreams = either_arm is arms.pristine and (cache, nsa) == ("fp8", False)
+    if upstreams and loads_integers(arms.release, platform):
+        pytest.skip("Triton's interpreter does not run upstream's kernel")
     k_nope, k_rope = torch.randn(TOKENS, 1, 512), torch.randn(TOKENS, 1, 64)
     result = either_arm.run(
         "tests.modules.pools:store_latent",
@@ -86,7 +98,9 @@ def test_latent_pools_hold_what_was_stored(either_arm, platform, slots, cache, n
     assert_bitwise(result["k_nope"], k_nope.bfloat16(), "k_nope after the store")
 
 
-def test_index_rows_hold_values_then_scale(either_arm, platform, slots):
+def test_index_rows_hold_values_then_scale(either_arm, arms, platform, slots):
+    if "indexer" not in series(arms.release):
+        pytest.skip("its index pages are preshuffled, and none of the patches' business")
     values, scales = torch.randn(TOKENS, 128), torch.rand(TOKENS, 1)
     rows = either_arm.run(
         "tests.modules.pools:store_index", values=values, scales=scales, slots=slots
@@ -97,7 +111,7 @@ def test_index_rows_hold_values_then_scale(either_arm, platform, slots):
 
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])
 @pytest.mark.parametrize("slug", ["fp8-kv-write", "nsa-fp8-kv"])
-def test_switched_off_pools_are_upstreams(arms, slots, cache, slug):
+def test_switched_off_pools_are_upstreams(arms, platform, slots, cache, slug):
     if slug == "fp8-kv-write":
         k, v = torch.randn(2, TOKENS, 2, 64).bfloat16()
         scenario, kinds = "store", [{"kind": "mha"}, {"kind": "swa"}]
@@ -106,6 +120,8 @@ def test_switched_off_pools_are_upstreams(arms, slots, cache, slug):
         scenario, kinds = "store_latent", [{"nsa": False}, {"nsa": True}]
         given = {name: torch.randn(TOKENS, 1, n) for name, n in (("k_nope", 512), ("k_rope", 64))}
         given = {name: x.bfloat16() for name, x in given.items()}
+    if (slug, cache) == ("nsa-fp8-kv", "fp8") and loads_integers(arms.release, platform):
+        kinds = [{"nsa": True}]
     for kind in kinds:
         each = given | kind | {"cache": cache, "slots": slots}
         expected = arms.pristine.run(f"tests.modules.pools:{scenario}", **each)

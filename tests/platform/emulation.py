@@ -18,7 +18,7 @@ from .value import Platform, refuse_the_interpreter
 # need. Real ones of these names, where installed, are built for another platform.
 STOOD_IN = ("aiter", "sgl_kernel", "fast_hadamard_transform")
 TILELANG = ("tilelang", "tvm_ffi")
-UNUSED = ("torchvision", "IPython", "anthropic", "sklearn")
+UNUSED = ("torchvision", "IPython", "anthropic", "sklearn", "xgrammar")
 
 
 def environment(platform: Platform, tree, packages=None, **switches: str) -> dict[str, str]:
@@ -88,6 +88,8 @@ def install(platform: Platform, absent: tuple[str, ...] = ()) -> None:
     recorder.count_triton_launches()
     torch.compile = _not_compiled
     torch.compiler.disable = _not_compiled
+    # transformers compares it with what it needs, from 5.12 on.
+    provided["torchvision.__version__"] = "0"
     imports.stand_in(stood_in, provided, absent)
 
 

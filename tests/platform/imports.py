@@ -30,6 +30,11 @@ class _Placeholder(type):
 
     __ror__ = __or__
 
+    def __get_pydantic_core_schema__(cls, source, handler):  # in the fields of models
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
 
 def placeholder(qualified: str) -> type:
     module, name = qualified.rsplit(".", 1)

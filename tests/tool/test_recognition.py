@@ -194,11 +194,11 @@ def test_a_damaged_kept_original_is_drifted(house, tree):
 def test_a_slug_that_the_release_has_upstream_is_said_to_be_so_and_asking_is_no_error(house, tree):
     folder = house.home / "patches/1.0"
     info = json.loads((folder / "release.json").read_text())
-    (folder / "release.json").write_text(json.dumps({**info, "upstream": ["rope"]}))
+    (folder / "release.json").write_text(json.dumps({**info, "upstream": {"rope": "#1 in 0.9"}}))
     (folder / "series").write_text("norm\nindex\nrope-store\n")
     (folder / "rope.patch").unlink()
     assert house.ask("status", "--tree", tree).shown["state"]["rope"] == "upstream"
-    assert "rope" in house.run("list").out
+    assert "has it whole: #1 in 0.9" in house.run("list").out
     reply = house.ask("apply", "rope", "--tree", tree)
     assert (reply.code, reply.shown["status"]) == (0, "pristine")
     assert house.ask("apply", "--tree", tree).code == 0

@@ -1,5 +1,8 @@
 """What upstream takes for granted of the hardware, and the emulation does not grant."""
 
+import contextlib
+import importlib
+
 import numpy as np
 import torch
 
@@ -17,15 +20,19 @@ def grant(platform) -> None:
 
 def _tensors_on_the_host() -> None:
     """Lengths that the paged allocator insists are on the host, where every tensor says GPU."""
-    from sglang.srt.mem_cache import allocator
+    for name in ("", ".paged", ".swa"):  # a module, and a package from 0.5.13 on
+        with contextlib.suppress(ImportError):
+            allocator = importlib.import_module(f"sglang.srt.mem_cache.allocator{name}")
+            if hasattr(allocator, "get_num_new_pages"):
+                allocator.get_num_new_pages = _undisguised(allocator.get_num_new_pages)
 
-    count = allocator.get_num_new_pages
 
-    def undisguised(*args, **kwargs):
+def _undisguised(count):
+    def count_pages(*args, **kwargs):
         with torch._C.DisableTorchFunction():
             return count(*args, **kwargs)
 
-    allocator.get_num_new_pages = undisguised
+    return count_pages
 
 
 def _masked_lanes() -> None:

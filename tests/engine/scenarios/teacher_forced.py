@@ -1,6 +1,9 @@
 """The logits of the real ModelRunner over given tokens: one prefill, then decode steps."""
 
+import array
+import importlib
 import importlib.util
+import inspect
 
 import torch
 
@@ -41,7 +44,7 @@ def logits(
     trace     {module: output}
     and slugs, what the patch set says of itself (None in a pristine tree).
     """
-    from sglang import bench_one_batch
+    bench_one_batch = one_batch()
 
     hardware.grant(platform)
     know_models()
@@ -79,8 +82,18 @@ def logits(
     return forwards | {"slugs": slugs()}
 
 
+def one_batch():
+    """sglang's own driver of a runner, which lies elsewhere from 0.5.13 on."""
+    moved = importlib.util.find_spec("sglang.benchmark")
+    return importlib.import_module(
+        "sglang.benchmark.one_batch"
+        if moved and importlib.util.find_spec("sglang.benchmark.one_batch")
+        else "sglang.bench_one_batch"
+    )
+
+
 def model_runner(path: str, server: dict, scales: dict | None):
-    from sglang import bench_one_batch
+    bench_one_batch = one_batch()
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.server_args import PortArgs, ServerArgs, set_global_server_args_for_scheduler
@@ -94,19 +107,30 @@ def model_runner(path: str, server: dict, scales: dict | None):
     if scales is not None:
         load = ModelRunner.load_model
         ModelRunner.load_model = lambda self: (load(self), set_scales(self, scales))
-    return ModelRunner(
-        model_config=ModelConfig.from_server_args(arguments),
-        mem_fraction_static=arguments.mem_fraction_static,
-        gpu_id=0,
-        tp_rank=0,
-        tp_size=1,
-        moe_ep_rank=0,
-        moe_ep_size=1,
-        pp_rank=0,
-        pp_size=1,
-        nccl_port=PortArgs.init_new(arguments).nccl_port,
-        server_args=arguments,
-    )
+    common = {
+        "model_config": ModelConfig.from_server_args(arguments),
+        "mem_fraction_static": arguments.mem_fraction_static,
+        "gpu_id": 0,
+        "nccl_port": PortArgs.init_new(arguments).nccl_port,
+        "server_args": arguments,
+    }
+    if "ps" not in inspect.signature(ModelRunner).parameters:
+        one = dict.fromkeys(("tp_size", "moe_ep_size", "pp_size"), 1)
+        return ModelRunner(
+            **common, **one, **dict.fromkeys(("tp_rank", "moe_ep_rank", "pp_rank"), 0)
+        )
+    # Later releases name the ranks in one object, and start a runner step by step.
+    runner = ModelRunner(**common, ps=bench_one_batch.ParallelState(**_one_rank()))
+    runner.alloc_memory_pool()
+    runner.init_attention_backends()
+    runner.init_cuda_graphs()
+    return runner
+
+
+def _one_rank() -> dict:
+    sizes = ("tp", "pp", "dp", "attn_tp", "attn_cp", "attn_dp", "moe_ep", "moe_dp")
+    ranks = {f"{name}_rank": 0 for name in sizes} | {"dp_rank": None, "moe_dp_rank": None}
+    return {f"{name}_size": 1 for name in (*sizes, "dcp")} | ranks | {"gpu_id": 0}
 
 
 def set_scales(runner, scales: dict[str, float]) -> None:
@@ -140,15 +164,20 @@ def request(index: int, prompt: list[int]):
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_params import SamplingParams
 
+    by_range = hasattr(Req, "set_extend_range")
     made = Req(
         rid=str(index),
         origin_input_text="",
-        origin_input_ids=prompt,
+        origin_input_ids=array.array("q", prompt) if by_range else prompt,
         sampling_params=SamplingParams(temperature=0, max_new_tokens=16),
     )
-    made.fill_ids = made.origin_input_ids
     made.logprob_start_len = -1
-    made.set_extend_input_len(len(made.fill_ids))
+    if by_range:
+        made.full_untruncated_fill_ids = made.origin_input_ids
+        made.set_extend_range(0, len(prompt))
+    else:
+        made.fill_ids = made.origin_input_ids
+        made.set_extend_input_len(len(made.fill_ids))
     return made
 
 

@@ -1,4 +1,4 @@
-"""sgl_kernel's activations and the Hadamard transform."""
+"""sgl_kernel's activations, the Hadamard transform and the choice of a token."""
 
 import torch
 
@@ -25,3 +25,11 @@ def hadamard_transform(x, scale=1.0):
         y = torch.stack([low + high, low - high], 2).reshape(-1, size)
         half *= 2
     return (y * scale).view(x.shape).to(x.dtype)
+
+
+@operator("aiter.greedy_sample")
+def greedy_sample(out, logits):
+    need(logits.dim() == 2, f"greedy_sample: {logits.dim()}-D logits")
+    need_dtype("greedy_sample", torch.int32, out=out)
+    need_shape("greedy_sample", logits.shape[:1], out=out)
+    out.copy_(logits.argmax(-1))

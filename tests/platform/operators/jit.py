@@ -39,7 +39,8 @@ provided["tvm_ffi.cpp.load"] = provided["tvm_ffi.cpp.load_inline"] = _load
 
 
 @_function
-def store_cache(k, v, k_cache, v_cache, indices, num_split):
+def store_cache(k, v, k_cache, v_cache, indices, num_split, size_limit=0):
+    """size_limit: slots that may be named, 0 for all; 0.5.16 checks them."""
     need(indices.dtype in (torch.int32, torch.int64), f"store_cache: indices of {indices.dtype}")
     need(
         indices.numel() == k.shape[0], f"store_cache: {indices.numel()} slots for {k.shape[0]} rows"
@@ -55,7 +56,7 @@ def store_cache(k, v, k_cache, v_cache, indices, num_split):
         f"store_cache: num_split {num_split} for rows of {row} bytes",
     )
     slots = indices.long()
-    need_inside("store_cache", len(k_cache), indices=slots)
+    need_inside("store_cache", size_limit or len(k_cache), indices=slots)
     for source, cache in ((k, k_cache), (v, v_cache)):
         cache.view(torch.uint8)[slots] = source.contiguous().view(torch.uint8)
 

@@ -174,10 +174,19 @@ def fused_moe(
     doweight_stage1=False,
     w1_scale=None,
     w2_scale=None,
+    a1_scale=None,
+    a2_scale=None,
+    bias1=None,
+    bias2=None,
+    hidden_pad=0,
+    intermediate_pad=0,
 ):
     """Hidden states stay as they are where the weights are FP8; the kernels quantise them too."""
     need(expert_mask is None, "fused_moe: expert_mask")
     need(not doweight_stage1, "fused_moe: doweight_stage1")
+    for given in (a1_scale, a2_scale, bias1, bias2):
+        need(given is None, "fused_moe: a1_scale, a2_scale, bias1 or bias2")
+    need(hidden_pad == intermediate_pad == 0, "fused_moe: hidden_pad or intermediate_pad")
     need(activation in (ActivationType.Silu, ActivationType.Gelu), f"fused_moe: {activation!r}")
     act = (
         torch.nn.functional.silu if activation == ActivationType.Silu else torch.nn.functional.gelu

@@ -3,6 +3,7 @@
 import torch
 
 from . import ck_cast, need, need_dtype, need_shape, operator
+from .quantisation import QuantType
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -50,3 +51,28 @@ def rmsnorm2d_fwd_with_add(
     summed = input.float() + residual_in.float()
     residual_out.copy_(ck_cast(summed, input.dtype))
     out.copy_(ck_cast(_rmsnorm(summed, weight, epsilon), input.dtype))
+
+
+@operator("aiter.ops.fused_qk_rmsnorm_group_quant.fused_qk_rmsnorm")
+def fused_qk_rmsnorm(
+    q_out_quantized,
+    k_out,
+    q,
+    q_weight,
+    q_epsilon,
+    k,
+    k_weight,
+    k_epsilon,
+    quant_type=None,
+):
+    """As of aiter#2958: both norms into given memory, unquantised."""
+    name = "fused_qk_rmsnorm"
+    need(quant_type == QuantType.No, f"{name}: {quant_type!r}")
+    for x, weight, epsilon, out in (
+        (q, q_weight, q_epsilon, q_out_quantized),
+        (k, k_weight, k_epsilon, k_out),
+    ):
+        _need_rows(name, x, weight)
+        need_dtype(name, x.dtype, out=out)
+        need_shape(name, x.shape, out=out)
+        out.copy_(ck_cast(_rmsnorm(x.float(), weight, epsilon), x.dtype))

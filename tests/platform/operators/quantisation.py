@@ -20,7 +20,7 @@ QuantType = enum.IntEnum(
     ["No", "per_Tensor", "per_Token", "per_1x32", "per_1x128", "per_128x128"],
     start=0,
 )
-provided["aiter.QuantType"] = QuantType
+provided["aiter.QuantType"] = provided["aiter.ops.enum.QuantType"] = QuantType
 
 
 @operator("aiter.per_group_quant_hip")

@@ -66,7 +66,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sglang.srt.rocm_patches import DECODE, Slug
+from sglang.srt.rocm_patches import DECODE, Slug, releases
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.aiter_backend import AiterAttnBackend
@@ -91,7 +91,7 @@ if ACTIVE:
     from sglang.srt.rocm_patches.e4m3 import E4M3_MAX, native_e4m3
     from sglang.srt.rocm_patches.fp8_kv_write_kernel import write_kv
     from sglang.srt.rocm_patches.fp8_kv_write_widen_kernel import widen
-    from sglang.srt.rocm_patches.kv_cache import aiter_uses_scales, layer_cache
+    from sglang.srt.rocm_patches.kv_cache import aiter_uses_scales, layer_cache, unfit_pool
 
     _FP8_DTYPE = native_e4m3()
     # aiter's other decode kernel (another QKV_VERSION) takes only bf16 rows.
@@ -131,7 +131,7 @@ def write(
 
 def _unfit(pool: KVCache, cache, k: torch.Tensor, v: torch.Tensor) -> str | None:
     if cache is None:
-        return f"{type(pool).__name__} is neither an MHATokenToKVPool nor an SWAKVPool of two"
+        return unfit_pool(pool)
     if pool.dtype != _FP8_DTYPE:
         return f"the cache is {pool.dtype}, this GPU's format is {_FP8_DTYPE}"
     if k.dtype not in _WIDE or k.dtype != v.dtype:
@@ -153,11 +153,11 @@ def save(
     """Scale a layer's k and v (shaped as for ``write``) and store them in any type of FP8 pool."""
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-    pool, by = forward_batch.token_to_kv_pool, scales(layer)
+    pool, by = releases.kv_pool(forward_batch), scales(layer)
     # SWAKVPool.set_kv_buffer translates slots in two launches of its own; so call ``write`` first.
     # set_kv_buffer of every other pool ends in ``write``.
     if not (type(pool) is SWAKVPool and write(pool, layer.layer_id, slots, k, v, *by)):
-        pool.set_kv_buffer(layer, slots, k, v, *by)
+        pool.set_kv_buffer(layer, releases.write_location(pool, slots), k, v, *by)
 
 
 def scales(layer: RadixAttention) -> tuple[Scale, Scale]:
@@ -189,7 +189,7 @@ def settle_scales(model: torch.nn.Module) -> None:
 
 def fused_store_lacks_scales(layer: RadixAttention, forward_batch: ForwardBatch) -> bool:
     """Whether Qwen3's fused norm, M-RoPE and store, which uses scale 1, would store wrong bytes."""
-    if forward_batch.token_to_kv_pool.dtype not in E4M3_MAX:
+    if releases.kv_pool(forward_batch).dtype not in E4M3_MAX:
         return False
     loaded = layer.k_scale_float, layer.v_scale_float
     return any(_as_float(*each) != 1.0 for each in zip(scales(layer), loaded, strict=True))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from sglang.srt.rocm_patches import releases
 from sglang.srt.rocm_patches.e4m3 import saturate_e4m3
 
 if TYPE_CHECKING:
@@ -32,15 +33,29 @@ class LayerCache(NamedTuple):
     full_to_swa: torch.Tensor | None  # integer [full slots + ..]: the sliding-window slot of a slot
 
 
+def unfit_pool(pool: "KVCache") -> str | None:
+    """Why no layer of this pool is a `LayerCache`."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    pools = [pool.full_kv_pool, pool.swa_kv_pool] if type(pool) is SWAKVPool else [pool]
+    if any(type(each) is not MHATokenToKVPool for each in pools):
+        return f"{type(pool).__name__} is neither an MHATokenToKVPool nor an SWAKVPool of two"
+    if any(releases.layout(each) != "nhd" for each in pools):
+        return f"the cache's layout is {releases.layout(pools[0])}"
+    return None
+
+
 def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
     """One layer's buffers in an MHATokenToKVPool, or an SWAKVPool of two; None for other pools.
 
     Only an SWAKVPool has a slot mapping (https://github.com/sgl-project/sglang/pull/31688). The
     pool's ``layers_mapping`` says whether a layer needs it.
     """
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
+    if unfit_pool(pool):
+        return None
     full_to_swa = None
     if type(pool) is SWAKVPool:
         layer_id, is_swa = pool.layers_mapping[layer_id]
@@ -48,8 +63,6 @@ def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
             # The pool holds a weakref.proxy; Triton needs a tensor, which view() returns.
             full_to_swa = pool.full_to_swa_index_mapping.view(-1)
         pool = pool.swa_kv_pool if is_swa else pool.full_kv_pool
-    if type(pool) is not MHATokenToKVPool:
-        return None
     row = layer_id - pool.start_layer
     # Do not call get_kv_buffer(): it blocks until HiCache has loaded the layer's *old* tokens.
     # We only write new ones.
@@ -61,9 +74,7 @@ def layer_cache(pool: "KVCache", layer_id: int) -> LayerCache | None:
 @functools.cache
 def triton_uses_scales() -> bool:
     """Whether this release's triton backend stores and reads with scales; 0.5.9's does not."""
-    from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention_fwd
-
-    return "k_scale" in inspect.signature(decode_attention_fwd).parameters
+    return "k_scale" in inspect.signature(releases.triton_decode()).parameters
 
 
 def aiter_uses_scales() -> bool:

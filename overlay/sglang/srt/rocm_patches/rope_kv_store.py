@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sglang.srt.rocm_patches import Slug, active
+from sglang.srt.rocm_patches import Slug, active, releases
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -37,6 +37,7 @@ if ACTIVE:
         aiter_uses_scales,
         layer_cache,
         triton_uses_scales,
+        unfit_pool,
     )
     from sglang.srt.rocm_patches.rope_kv_store_kernel import rotate_and_store as _launch
 
@@ -63,9 +64,8 @@ class KVStore(NamedTuple):
     ) -> KVStore:
         """descaled: attention multiplies the K and V that it reads by the layer's scales."""
         scales = (layer.k_scale, layer.v_scale) if descaled else (None, None)
-        return cls(
-            value, layer, forward_batch.token_to_kv_pool, forward_batch.out_cache_loc, *scales
-        )
+        pool = releases.kv_pool(forward_batch)
+        return cls(value, layer, pool, forward_batch.out_cache_loc, *scales)
 
 
 def enabled(forward_batch: ForwardBatch, context_parallel: bool = False) -> bool:
@@ -98,7 +98,7 @@ def reader_descales(forward_batch: ForwardBatch) -> bool:
 
 def _backend_of(forward_batch: ForwardBatch) -> object:
     """The attention backend that runs this batch's layers."""
-    backend = forward_batch.attn_backend
+    backend = releases.attention_backend(forward_batch)
     while True:
         if hasattr(backend, "primary"):  # two-batch overlap
             backend = backend.primary
@@ -113,18 +113,17 @@ def _is(backend: object, name: str) -> bool:
 
 
 def _unfit_batch(forward_batch: ForwardBatch, context_parallel: bool) -> str | None:
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.server_args import get_global_server_args
 
-    pool = forward_batch.token_to_kv_pool
-    pools = [pool.full_kv_pool, pool.swa_kv_pool] if type(pool) is SWAKVPool else [pool]
-    if any(type(each) is not MHATokenToKVPool for each in pools):
-        return f"{type(pool).__name__} is neither an MHATokenToKVPool nor an SWAKVPool of two"
+    pool = releases.kv_pool(forward_batch)
+    if reason := unfit_pool(pool):
+        return reason
     if pool.dtype not in _CACHE_DTYPES:
         return f"the cache is {pool.dtype}"
     if context_parallel:
         return "prefill context parallelism"
+    if releases.decode_context_parallel(forward_batch):
+        return "decode context parallelism"
     if forward_batch.encoder_lens is not None:
         return "an encoder's tokens have slots of their own"
     if get_global_server_args().rl_on_policy_target is not None:
@@ -198,7 +197,7 @@ def _in_steps(
     k, v = (x if store.k_scale is None else x.clone() for x in (key, store.value))
     store.pool.set_kv_buffer(
         layer,
-        store.slots,
+        releases.write_location(store.pool, store.slots),
         k.view(k.shape[0], layer.tp_k_head_num, layer.qk_head_dim),
         v.view(v.shape[0], layer.tp_v_head_num, layer.v_head_dim),
         store.k_scale,

@@ -156,6 +156,8 @@ class Run:
     # Backwards, or on from where a run stopped -----------------------------------------------
 
     def _recover(self, steps: Sequence[Step]) -> str:
+        # A power cut must find what this run does, `ready` or `undo`, before it acts on it.
+        self.folder.sync()
         if not self.folder.stat(READY):
             self._put_back(steps)
             return "undone"

@@ -86,6 +86,17 @@ def test_a_run_whose_tree_was_replaced_since_is_given_up(house, tree):
     assert content(tree) == {**before, POOL: b"another release, installed over it\n"}
 
 
+def test_a_staged_file_that_is_damaged_is_not_renamed_into_the_tree(house, tree):
+    asked = whole(house, tree)
+    cut_short(house, tree, "finish", "apply")
+    staged = tree / "sglang/srt/.pool.py.rocm_patches"
+    assert staged.read_bytes() == asked[POOL]
+    staged.write_bytes(staged.read_bytes()[:-1])
+    reply = house.ask("apply", "--tree", tree)
+    assert f"given up, because {tree / POOL} has changed since" in reply.shown["message"]
+    assert content(tree) == asked
+
+
 def test_a_dry_run_leaves_an_interrupted_run_as_it_is(house, tree):
     cut_short(house, tree, "finish", "apply")
     before = content(tree)

@@ -152,6 +152,21 @@ def test_record_of_any_style_comes_back_byte_for_byte(change, house, tree):
     assert record.read_bytes() == before
 
 
+def test_a_record_row_without_a_size_gets_none(house, tree):
+    record = tree / RECORD
+    lines = record.read_text().splitlines(keepends=True)
+    cut = [f"{x.rpartition(',')[0]},\n" if x.startswith("sglang/srt/pool.py") else x for x in lines]
+    record.write_text("".join(cut))
+    before = content(tree)
+    assert house.ask("apply", "--tree", tree).code == 0
+    path = "sglang/srt/pool.py"
+    row = rows({path: made(SLUGS, path)}).splitlines()[0].rpartition(",")[0]
+    assert f"{row},\n" in record.read_text()
+    assert house.ask("verify", "--tree", tree).code == 0
+    assert house.ask("revert", "--tree", tree).code == 0
+    assert content(tree) == before
+
+
 def test_record_without_a_row_for_a_touched_file_still_loses_only_its_new_rows(house, tree):
     record = tree / RECORD
     record.write_text(re.sub(".*pool.py,.*\n", "", record.read_text()))

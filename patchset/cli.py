@@ -52,15 +52,21 @@ def main(argv: Sequence[str], home: Path) -> int:
     try:
         _tell(code, outcome, argv)
     except OSError as fault:
-        # Without this, Python complains about stdout when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         if isinstance(fault, BrokenPipeError):  # the reader has what it wanted
             return code
-        with contextlib.suppress(OSError):
+        try:
             print(f"apply.py: the outcome could not be printed: {fault.strerror}", file=sys.stderr)
+        except OSError:
+            _give_up(sys.stderr)
         # A tree that was moved is moved; a diff or a status that nobody got is not done.
         return code if argv[0] in ("apply", "revert") else REFUSED
     return code
+
+
+def _give_up(stream: TextIO) -> None:
+    """Without this, Python writes what is left when it exits, fails, and exits with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_closed_streams() -> None:

@@ -393,10 +393,22 @@ def test_patches_that_neighbour_each_other_are_refused_with_the_place(house, tre
     assert "touch or neighbour each other at sglang/srt/pool.py:8" in reply.shown["message"]
 
 
-def test_a_patch_whose_added_line_was_changed_by_hand_is_not_applied(house, tree):
-    damage(house, "norm.patch", "+norm at the start", "+norm at the stars")
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("+norm at the start", "+norm at the stars"),
+        ("-norm = 10\n", "-norm = 01\n"),
+        ("-norm = 1\n", "-norm = 2\n"),
+    ],
+    ids=["added", "removed", "replaced"],
+)
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_a_patch_whose_line_was_changed_by_hand_moves_nothing(command, was, becomes, house, tree):
+    if command == "revert":
+        assert house.ask("apply", "--tree", tree).code == 0
+    damage(house, "norm.patch", f"\n{was}", f"\n{becomes}")
     before = content(tree)
-    reply = house.ask("apply", "--tree", tree)
+    reply = house.ask(command, *(["index"] if command == "revert" else []), "--tree", tree)
     assert reply.code == 1
     assert "do not make what they say of sglang/srt/layers/norm.py" in reply.shown["message"]
     assert content(tree) == before

@@ -5,6 +5,7 @@ the slug's `declined`, or by an error.
 """
 
 import importlib
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -20,13 +21,15 @@ def walk(platform) -> dict:
 
     Returns the returns that were left by: ``[module, function, line, what it returned, what was
     said]``, the latter being the reasons that slugs declined by and the error that the call raised.
+    And the overlay's modules that this release has: none of a slug that upstream superseded.
     """
     from sglang.srt import rocm_patches
 
-    slugs = [importlib.import_module(rocm_patches.module_of(s)).SLUG for s in rocm_patches.SLUGS]
+    laid = [s for s in rocm_patches.SLUGS if importlib.util.find_spec(rocm_patches.module_of(s))]
+    slugs = [importlib.import_module(rocm_patches.module_of(slug)).SLUG for slug in laid]
     overlay = str(Path(rocm_patches.__file__).parent)
     records = []
-    for call in _calls(platform):
+    for call in (call for slug in laid for calls in _CALLS[slug] for call in calls(platform)):
         left: list[tuple] = []
 
         def watch(frame, event, value, left=left):
@@ -50,17 +53,7 @@ def walk(platform) -> dict:
             sys.settrace(None)
         said += [reason for slug in slugs for reason in slug.declined]
         records += [[*each, said] for each in left]
-    return {"left": records}
-
-
-def _calls(platform):
-    yield from _layernorm(platform)
-    yield from _indexer(platform)
-    yield from _nsa_writes(platform)
-    yield from _nsa_attention(platform)
-    yield from _rope_batches(platform)
-    yield from _rope_calls(platform)
-    yield from _fp8_writes(platform)
+    return {"left": records, "modules": [path.stem for path in Path(overlay).glob("*.py")]}
 
 
 def _tensor(platform, *shape, dtype=torch.bfloat16):
@@ -116,7 +109,9 @@ def _nsa_writes(platform):
     attn = types.SimpleNamespace(
         rotary_emb=rope, current_attention_backend="nsa", qk_rope_head_dim=64
     )
-    batch = types.SimpleNamespace(forward_mode=ForwardMode.DECODE, token_to_kv_pool=pool)
+    batch = types.SimpleNamespace(
+        forward_mode=ForwardMode.DECODE, token_to_kv_pool=pool, attn_cp_metadata=None
+    )
     batch.nsa_cp_metadata = None
 
     def asked(scaling=None):
@@ -202,6 +197,7 @@ def _rope_batches(platform):
     for field, value in (
         ("token_to_kv_pool", latent),
         ("encoder_lens", _tensor(platform, 1)),
+        ("dcp_kv_mask", _tensor(platform, 1, dtype=torch.bool)),
     ):
         other = types.SimpleNamespace(**vars(batch) | {field: value})
         yield lambda other=other: rope_kv_store.enabled(other)
@@ -210,7 +206,12 @@ def _rope_batches(platform):
         with mock.patch.object(pool, "dtype", torch.float8_e5m2):
             rope_kv_store.enabled(batch)
 
+    def of_another_layout():
+        with mock.patch.object(pool, "kv_cache_layout", "hnd", create=True):
+            rope_kv_store.enabled(batch)
+
     yield of_another_type
+    yield of_another_layout
     setting.server_arguments(rl_on_policy_target="fsdp")
     yield lambda: rope_kv_store.enabled(batch)
     setting.server_arguments()
@@ -277,3 +278,12 @@ def _fp8_writes(platform):
     q = _tensor(platform, 3, 4 * 80)
     caches = [_tensor(platform, 8, 2, 80, dtype=platform.fp8_dtype) for _ in range(2)]
     yield lambda: fp8_kv_write.ragged(backend, layer, q, *caches)
+
+
+_CALLS = {
+    "layernorm": [_layernorm],
+    "indexer": [_indexer],
+    "nsa-fp8-kv": [_nsa_writes, _nsa_attention],
+    "rope-kv-store": [_rope_batches, _rope_calls],
+    "fp8-kv-write": [_fp8_writes],
+}

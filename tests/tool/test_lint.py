@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.entry import Stop
 from evidence import key as keys
 from evidence import store
 from evidence.code import merged
@@ -145,7 +146,7 @@ def test_a_number_does_not_outlive_what_it_was_measured_from(house):
 def test_a_block_that_nothing_generates_is_refused(house, document):
     path = house / document
     path.write_text(path.read_text() + "\n<!-- generated: mine -->1.9x faster<!-- end -->\n")
-    with pytest.raises(SystemExit, match=f"{document}: nothing generates the block `mine`"):
+    with pytest.raises(Stop, match=f"{document}: nothing generates the block `mine`"):
         problems(house)
 
 

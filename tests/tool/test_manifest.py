@@ -95,7 +95,7 @@ def test_the_list_names_the_digest_of_the_whole_set(house):
 
 
 def test_the_tool_that_writes_the_manifest_makes_an_edited_checkout_whole_again(tmp_path):
-    for part in ("tools/manifest.py", "patchset", "patches", "overlay"):
+    for part in ("tools/manifest.py", "ci/entry.py", "patchset", "patches", "overlay"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
     (tmp_path / OVERLAY / "layernorm_note.py").write_text("# mine\n")

@@ -146,7 +146,7 @@ def test_a_place_that_is_no_folder_is_refused_with_what_helps(house, tmp_path):
     (tmp_path / "taken").write_text("")
     command = [sys.executable, house / "tools/report.py", "--output", tmp_path / "taken"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("report: --output ")
     assert "File exists; give a folder" in done.stderr
 

@@ -142,18 +142,6 @@ CASES = {
         "gpt-oss", "fp8", ROPE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED, WINDOW,
         release="0.5.12.post1", long=True,
     ),
-    "0.5.16-minimax-m2-fp8-scaled": Case(
-        "minimax-m2", "fp8", WRITE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED,
-        release="0.5.16", long=True,
-    ),
-    "0.5.16-qwen3-moe-fp8-scaled": Case(
-        "qwen3-moe", "fp8", (*ROPE, *WRITE), ("gfx950",), AITER, {}, SCALES, (), UNSCALED,
-        release="0.5.16", long=True,
-    ),
-    "0.5.16-gpt-oss-fp8-scaled": Case(
-        "gpt-oss", "fp8", ROPE, ("gfx942",), AITER, {}, SCALES, (), UNSCALED, WINDOW,
-        release="0.5.16", long=True,
-    ),
 }  # fmt: skip
 
 

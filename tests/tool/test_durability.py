@@ -166,6 +166,9 @@ def test_the_plan_goes_when_all_else_is_on_the_disk_and_nothing_is_changed_after
     for n in calls.of("rmdir", LAID):
         assert calls.is_synced("sglang/srt", n, gone)
     assert calls.is_synced(FOLDER, gone, len(calls))
+    # The originals and the marks that the plan needs go after it, never before.
+    early = [c.path for c in calls[:gone] if c.what == "unlink" and c.path.startswith(FOLDER)]
+    assert early == []
     assert [call for call in calls[gone:] if not call.path.startswith(FOLDER)] == []
     assert calls[-1] == Call("rmdir", FOLDER)
 

@@ -24,10 +24,17 @@ WHOLE = "*"  # every definition of a file
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
+class Definition(NamedTuple):
+    hash: str
+    used: tuple[
+        tuple[str, str | None], ...
+    ]  # names that it reads, with the attribute asked of them
+
+
 class Module(NamedTuple):
-    definitions: dict[str, list[ast.stmt]]
+    definitions: dict[str, Definition]
     imports: dict[str, tuple[str, str | None]]  # local name: dotted module, and the name in it
-    rest: list[ast.stmt]  # what else runs at the top level
+    rest: Definition | None  # what else runs at the top level
 
 
 def reached(starts: Iterable[str], house: Path, skipped: tuple[str, ...] = ()) -> dict[str, str]:
@@ -53,15 +60,16 @@ def reached(starts: Iterable[str], house: Path, skipped: tuple[str, ...] = ()) -
         module = _module(text)
         if name == WHOLE:
             todo += [(path, each) for each in module.definitions]
-            statements = module.rest
+            definition = module.rest
             name = f"{Path(path).stem} (top level)"
         else:
-            statements = module.definitions.get(name, [])
-        if statements:
-            found.setdefault(name, set()).add(_hash("".join(map(_syntax, statements))))
-        elif name in module.imports:  # a name that this module only hands on
-            todo += _place(house, module.imports[name], None)
-        for used, attribute in _used(statements):
+            definition = module.definitions.get(name)
+        if definition is None:
+            if name in module.imports:  # a name that this module only hands on
+                todo += _place(house, module.imports[name], None)
+            continue
+        found.setdefault(name, set()).add(definition.hash)
+        for used, attribute in definition.used:
             if used in module.definitions:
                 todo.append((path, used))
             elif used in module.imports:
@@ -101,23 +109,31 @@ def _file(house: Path, dotted: str) -> str | None:
 
 @functools.cache  # a release check asks for every slug and file of evidence
 def _module(source: str) -> Module:
-    module = Module({}, {}, [])
     tree = ast.parse(source)
+    imports: dict[str, tuple[str, str | None]] = {}
+    statements: dict[str, list[ast.stmt]] = {}
+    rest: list[ast.stmt] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                module.imports[alias.asname or alias.name] = node.module, alias.name
+                imports[alias.asname or alias.name] = node.module, alias.name
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname:
-                    module.imports[alias.asname] = alias.name, None
+                    imports[alias.asname] = alias.name, None
     for statement in _flat(tree.body):
         names = list(_defined(statement))
         for name in names:
-            module.definitions.setdefault(name, []).append(statement)
+            statements.setdefault(name, []).append(statement)
         if not (names or _runs_nothing(statement)):
-            module.rest.append(statement)
-    return module
+            rest.append(statement)
+    definitions = {name: _definition(parts) for name, parts in statements.items()}
+    return Module(definitions, imports, _definition(rest) if rest else None)
+
+
+def _definition(statements: list[ast.stmt]) -> Definition:
+    text = "".join(map(_syntax, statements))
+    return Definition(_hash(text), tuple(dict.fromkeys(_used(statements))))
 
 
 def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:

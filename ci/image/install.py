@@ -33,7 +33,7 @@ def main() -> None:
         )
     release = known_release(given.release)
     found = tool("status", "--tree", checkout)
-    if found["release"] != release or found["status"] == "drifted":
+    if found["release"] != release or found["status"] in ("drifted", "near"):
         refuse(
             f"{checkout} is not sglang {given.release} as released",
             "take the undated lmsysorg/sglang tag of that release: dated ones are main of a day"

@@ -66,8 +66,9 @@ def house_with(fault: Fault):
         shutil.copytree(house.tree / OVERLAY, house.root / "overlay" / OVERLAY)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests", house.root / "tests", ignore=ignored)
+        shutil.copytree(ROOT / "patches", house.root / "patches")  # no link to it is followed
         for entry in ROOT.iterdir():  # the rest as it is
-            if entry.name not in ("tests", "overlay", ".git"):
+            if entry.name not in ("tests", "overlay", "patches", ".git"):
                 (house.root / entry.name).symlink_to(entry)
         try:
             yield house

@@ -62,5 +62,6 @@ def compile(source: str, arch: str, lds: int, threads: int) -> MachineCode:
         warps=threads // 64,
         assembly=text,
         ttir="",
+        ttgir="",
         **{f"{name}_count": stated(f"{name}_count") for name in COUNTS},
     )

@@ -141,7 +141,7 @@ def test_git_takes_each_patch_and_every_exported_subset(covered, house, wheel):
         assert content(wheel) == before
 
 
-def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(covered, house, wheel):
+def test_apply_of_the_whole_series_takes_a_second_of_cpu_at_most(covered, house, wheel):
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
@@ -158,7 +158,7 @@ def test_apply_of_the_whole_series_takes_half_a_second_of_cpu_at_most(covered, h
         house.ask("revert", "--tree", wheel)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(seconds() for _ in range(3)) < 1
 
 
 def test_twins_of_a_release_are_the_same_bytes_where_patches_touch(covered, house):

@@ -135,7 +135,7 @@ def test_a_snapshot_of_main_under_a_releases_name_is_refused(untouched):
         changed.write_bytes(released)
     assert done.returncode == 1
     assert "dated ones are main of a day" in done.stderr
-    assert path in done.stderr
+    assert "apply --near" in done.stderr
 
 
 @pytest.mark.parametrize("change", ["replaced", "removed", "added"])

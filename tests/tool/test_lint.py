@@ -113,14 +113,12 @@ def test_evidence_of_what_has_changed_is_stale_in_a_release_alone(house):
     """A contributor without that GPU can be green."""
     problems(house, write=True)
     kernel = house / OVERLAY / "layernorm_kernel.py"
-    kernel.write_text(kernel.read_text() + "\nCHANGED = 1\n")
+    edit(kernel, "def _layernorm_kernel(", "def _layernorm_kernel(\n    other_ptr,")
     assert problems(house, write=True) == ""
     assert script(house).returncode == 0
     done = script(house, "--release")
     assert done.returncode == 1
-    assert "lint: evidence/layernorm.NVIDIA-H100-80GB-HBM3.jsonl is stale for layernorm" in (
-        done.stdout
-    )
+    assert "lint: evidence/layernorm.NVIDIA-H200.jsonl is stale for layernorm" in done.stdout
     assert "python3 bench/run.py layernorm" in done.stdout
 
 

@@ -26,9 +26,8 @@ DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 class Definition(NamedTuple):
     hash: str
-    used: tuple[
-        tuple[str, str | None], ...
-    ]  # names that it reads, with the attribute asked of them
+    # Each name that it reads, with the attribute that is asked of the name.
+    used: tuple[tuple[str, str | None], ...]
 
 
 class Module(NamedTuple):

@@ -2,8 +2,8 @@
 
 Writes `tests.<device>.jsonl`: the key (`key.of_tests`) and rows of
 `layer, subject, release, arch, passed, skipped, selection`, one for each test file, release and
-architecture. A run with a failure writes nothing: there is
-nothing to cite. ci/test and ci/test --long are two halves of one suite: either keeps the other's.
+architecture. A run with a failure writes nothing. `ci/test` and `ci/test --long` are two halves of
+one suite: each half keeps the rows of the other.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Settles what looked wrong in upstream and no slug is about; see the README's table of them."""
+"""Settles what looked wrong in upstream and no slug is about; docs/upstream-faults.md has the table."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Settles what looked wrong in upstream and no slug is about; docs/upstream-faults.md has the table."""
+"""Settles what looked wrong in upstream and no slug is about: see docs/upstream-faults.md."""
 
 from dataclasses import replace
 
